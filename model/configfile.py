@@ -1,0 +1,153 @@
+"""YAML files and `KEY=VALUE` options -> validated pydantic models; errors name file, key, value and remedy."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from model.errors import ConfigError, guess
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (PyYAML reads 1e-3 as text) and an error for a key given twice (PyYAML keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {  # a copy: the class attribute is shared with SafeLoader
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9_]+[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse one YAML document. Raises ConfigError with `where` and the place in the text."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises ConfigError where it is missing, unreadable or something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        found = f" In {path.parent} there are: {', '.join(near)}." if near else ""
+        raise ConfigError(f"{path}: no such file.{guess(path.name, near)}{found}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    content = parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        kind = "an empty file" if content is None else type(content).__name__
+        raise ConfigError(f"{path}: must hold a mapping (key: value lines), but holds {kind}.")
+    return content
+
+
+def with_overrides(content: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
+    """Apply `a.b=VALUE` options (VALUE is YAML) to a copy of `content`. Raises ConfigError on a malformed option."""
+    result: dict[str, Any] = copy.deepcopy(dict(content))
+    for option in options:
+        key, equals, text = option.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set {option!r}: must be KEY=VALUE, for example --set trainer.epochs=10")
+        place = result
+        *parents, last = key.split(".")
+        for depth, part in enumerate(parents):
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+            if not isinstance(place, dict):
+                inner = ".".join(parents[: depth + 1])
+                raise ConfigError(f"--set {option!r}: {inner} is a value, it has no keys in it.")
+        place[last] = parse_yaml(text, f"--set {option!r}")
+    return result
+
+
+def validated(model: type[M], content: Any, where: str, prefix: str = "") -> M:
+    """`model` made from `content`. Raises ConfigError: a line per fault, `where: prefix.key = value; rule. remedy`."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        faults = [_explain(dict(fault), model, content, prefix) for fault in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {fault}" for fault in dict.fromkeys(faults))) from None
+
+
+def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields of a config, nested ones included."""
+    for name, info in model.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in _models_in(info.annotation):
+            yield from field_paths(inner, f"{prefix}{name}.")
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _explain(fault: dict[str, Any], model: type[BaseModel], content: Any, prefix: str) -> str:
+    keys = _real_keys(fault["loc"], content)
+    path = ".".join(part for part in (prefix, *keys) if part)
+    if fault["type"] == "extra_forbidden":
+        known = sorted(field_paths(model))
+        relative = ".".join(keys)
+        here = relative.rpartition(".")[0]
+        siblings = [k for k in known if k.rpartition(".")[0] == here] or [k for k in known if "." not in k]
+        hint = guess(relative, siblings) or guess(relative, known)
+        return f"unknown key {path!r};{hint} Known here: {', '.join(s.rpartition('.')[2] for s in siblings)}."
+    if fault["type"] == "missing":
+        return f"{path} is missing; it must be given."
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message.replace("Input should be", "must be")
+    if fault["type"] in ("value_error", "assertion_error"):
+        return f"{path}: {message}" if path else message  # our own validators say what was given
+    return f"{path} = {_shown(fault['input'])}; {message}."
+
+
+def _real_keys(location: tuple[Any, ...], content: Any) -> list[str]:
+    """pydantic puts the name of a union's member into the location; keep the parts that exist in the content."""
+    keys: list[str] = []
+    for index, part in enumerate(location):
+        in_list = isinstance(content, list) and isinstance(part, int) and part < len(content)
+        if in_list or (isinstance(content, Mapping) and part in content):
+            content = content[part]
+        elif index != len(location) - 1 or isinstance(content, str | int | float | bool | list):
+            continue
+        keys.append(str(part))
+    return keys
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

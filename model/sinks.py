@@ -1,0 +1,145 @@
+"""Where the trainer's events go: the `Sink` protocol, the CSV files of a trial, the in-memory history.
+
+An event is one row of one level. The CSV files hold every row, whatever else fails; floats are written so that reading
+them back gives the same float.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from model import metrics
+from model.metrics import Level
+
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One row: `values` maps metric names to numbers; a metric that was not computed is absent."""
+
+    level: Level
+    values: Row
+
+
+class Sink(Protocol):
+    """Receives the events of one trial, in order."""
+
+    def log(self, event: Event) -> None:
+        """Take one event."""
+
+    def close(self, exit_code: int) -> None:
+        """End the trial's record; 0 is success. Called once; no event follows."""
+
+
+@dataclass
+class History:
+    """The rows of a trial in memory, by level: what objective and diagnosis are computed from."""
+
+    batch: list[Row] = field(default_factory=list)
+    epoch: list[Row] = field(default_factory=list)
+    summary: dict[str, float] = field(default_factory=dict)
+
+    def log(self, event: Event) -> None:
+        if event.level is Level.BATCH:
+            self.batch.append(event.values)
+        elif event.level is Level.EPOCH:
+            self.epoch.append(event.values)
+        else:
+            self.summary = dict(event.values)
+
+    def close(self, exit_code: int) -> None:
+        """Nothing to close."""
+
+
+class CsvSink:
+    """`batch.csv`, `epoch.csv` and `summary.json` in a folder; columns are the metric names in full.
+
+    Args:
+        folder: made if absent.
+        keep_batches, keep_epochs: rows of an earlier part of this trial to keep; later rows, which a resumed trial
+            computes again, are cut off. 0 starts afresh.
+    """
+
+    def __init__(self, folder: Path, keep_batches: int = 0, keep_epochs: int = 0) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        epoch_columns = metrics.EPOCH_NAMES + metrics.EVAL_NAMES + metrics.OBJECTIVE_NAMES
+        self._tables = {
+            Level.BATCH: _Table(folder / "batch.csv", metrics.BATCH_NAMES, keep_batches),
+            Level.EPOCH: _Table(folder / "epoch.csv", epoch_columns, keep_epochs),
+        }
+
+    def log(self, event: Event) -> None:
+        if event.level is Level.SUMMARY:
+            write_json(self.folder / "summary.json", dict(event.values))
+        else:
+            self._tables[event.level].append(event.values)
+
+    def close(self, exit_code: int) -> None:
+        for table in self._tables.values():
+            table.close()
+
+
+class _Table:
+    def __init__(self, path: Path, columns: tuple[str, ...], keep_rows: int) -> None:
+        self._columns = columns
+        kept = _complete_lines(path)[1 : keep_rows + 1] if keep_rows else []
+        if len(kept) < keep_rows:
+            raise ValueError(
+                f"{path}: holds {len(kept)} rows, but the checkpoint was made after {keep_rows}; "
+                "the file was cut short. Remove the trial's folder to train it again from the start."
+            )
+        # a new file takes the old one's place in one step: a kill in between loses nothing
+        scratch = path.with_suffix(".csv.tmp")
+        with scratch.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow(columns)
+            file.writelines(kept)
+        scratch.replace(path)
+        # line buffered: a killed trial leaves whole rows
+        self._file: IO[str] = path.open("a", buffering=1, newline="", encoding="utf-8")
+
+    def append(self, row: Row) -> None:
+        unknown = row.keys() - set(self._columns)
+        assert not unknown, f"metrics without a column: {sorted(unknown)}"
+        self._file.write(",".join(repr(row[c]) if c in row else "" for c in self._columns) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """The rows of a trial's CSV file; empty cells are absent from the row, a half-written last line is left out."""
+    rows = csv.DictReader(_complete_lines(path))
+    return [{name: _number(cell) for name, cell in row.items() if cell not in ("", None)} for row in rows]
+
+
+def _number(cell: str) -> float:
+    value = float(cell)
+    return int(value) if value.is_integer() and "." not in cell and "e" not in cell else value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` so that `path` holds either the old or the new text, never a part."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either the old or the new text, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
