@@ -104,7 +104,7 @@ class EncoderConfig(_Config):
     """The ViT encoder: a timm name, or width, depth and heads."""
 
     name: str | None = None
-    """A timm Vision Transformer, for example vit_base_patch16_224, which then decides width, depth, heads, mlp_ratio."""
+    """A timm Vision Transformer, for example vit_base_patch16_224, which then decides width, depth and heads."""
     patch_size: PositiveInt | None = None
     """Side of a patch in pixels; that of the timm name, else 8, if absent."""
     width: PositiveInt = 128
