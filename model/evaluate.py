@@ -1,0 +1,86 @@
+"""The fixed evaluation protocol: one measure for all trials, whatever they train with (metrics.md, `eval/...`).
+
+Held-out clips, mask ratio 0.75, masks seeded by the clip's place in the set, no augmentation. The skill scores compare
+with what needs no learning: the training set's mean frame, and a copy of frame 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from model.config import TUBE_FRAMES, TrainConfig, round_to_patches
+from model.data.clips import ClipSet
+from model.losses import in_order, mse, random_order
+from model.mae import JointTactileMAE
+from model.metrics import EVAL_NAMES
+
+EVAL_MASK_RATIO = 0.75
+EVAL_SEED = 20251024  # the same masks in every trial, of any seed
+EVAL_BATCH = 64  # not the trial's batch size: float sums must not depend on it
+
+
+class Evaluator:
+    """Evaluates models on `clips` under the fixed protocol.
+
+    Args:
+        load: clip numbers -> normalised patches [B, N, 4, P] on the device, without augmentation.
+        mean_patches: the training-set mean frame as normalised patches [N, P], on the device.
+    """
+
+    def __init__(
+        self, config: TrainConfig, clips: ClipSet, load: Callable[[Tensor], Tensor], mean_patches: Tensor
+    ) -> None:
+        self._load = load
+        self._num_patches = config.num_patches
+        masked = min(max(round_to_patches(EVAL_MASK_RATIO, self._num_patches), 1), self._num_patches - 1)
+        self._num_visible = self._num_patches - masked
+        generator = torch.Generator().manual_seed(EVAL_SEED)
+        orders = [random_order(len(clips), self._num_patches, generator) for _ in ("static", "dynamic")]
+        self._static_order, self._dynamic_order = (order.to(mean_patches.device) for order in orders)
+        self._mean_frame_mse, self._copy_frame_mse = self._baselines(mean_patches)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        count = len(self._static_order)
+        for start in range(0, count, EVAL_BATCH):
+            chosen = slice(start, min(start + EVAL_BATCH, count))
+            patches = self._load(torch.arange(chosen.start, chosen.stop))
+            yield patches, self._static_order[chosen], self._dynamic_order[chosen]
+
+    @torch.no_grad()
+    def _baselines(self, mean_patches: Tensor) -> tuple[float, float]:
+        """MSE of the mean frame at the masked patches of frame 1, and of frame 3 as frame 4."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        for patches, static_order, _ in self._batches():
+            masked = static_order[:, self._num_visible :]
+            target = in_order(patches[:, :, 0], masked)
+            mean = in_order(mean_patches.expand(len(patches), -1, -1), masked)
+            copied = mse(patches[:, :, TUBE_FRAMES - 1], patches[:, :, TUBE_FRAMES])
+            sums += len(patches) * torch.stack((mse(mean, target), copied)).double().cpu()
+        mean_frame, copy_frame = (sums / len(self._static_order)).tolist()
+        return mean_frame, copy_frame
+
+    @torch.no_grad()
+    def __call__(self, model: JointTactileMAE, autocast: Callable[[], torch.autocast]) -> dict[str, float]:
+        """The seven `eval/...` metrics. One host copy per evaluation."""
+        model.eval()
+        sums: Tensor | None = None
+        for patches, static_order, dynamic_order in self._batches():
+            with autocast():
+                losses = model(patches, static_order, dynamic_order, self._num_visible)
+            part = len(patches) * torch.stack(losses).double()
+            sums = part if sums is None else sums + part
+        model.train()
+        assert sums is not None
+        static, recon, pred = (sums / len(self._static_order)).tolist()
+        dynamic = recon + pred
+        reference = 0.5 * static + 0.5 * dynamic
+        skills = (_skill(static, self._mean_frame_mse), _skill(pred, self._copy_frame_mse))
+        return dict(zip(EVAL_NAMES, (static, recon, pred, dynamic, reference, *skills), strict=True))
+
+
+def _skill(loss: float, baseline: float) -> float:
+    """`1 - loss / baseline`; of frames that never change the copy is perfect, and nothing can beat it."""
+    return 1.0 - loss / max(baseline, torch.finfo(torch.float32).tiny)

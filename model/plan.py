@@ -1,0 +1,45 @@
+"""How many updates an epoch has: the arithmetic of clips, micro-batches and accumulation. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.config import TrainConfig
+from model.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Counts of one epoch; leftover micro-batches are dropped, so the iteration formula is exact."""
+
+    clips: int
+    micro_batches: int
+    updates: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, num_train_clips: int) -> EpochPlan:
+        """Counts for `config` on a training set of `num_train_clips`.
+
+        Raises:
+            ConfigError: a micro-batch is larger than the epoch, or an update longer than it.
+        """
+        wanted = config.data.clips_per_epoch
+        if wanted is not None and wanted > num_train_clips:
+            raise ConfigError(
+                f"data.clips_per_epoch = {wanted}, but the training set has {num_train_clips} clips; "
+                "give at most that, or leave it out to use all"
+            )
+        clips = wanted or num_train_clips
+        if config.batch_size > clips:
+            raise ConfigError(
+                f"batch_size = {config.batch_size} is larger than the {clips} training clips of an epoch; "
+                f"use batch_size <= {clips}, a smaller data.clip_step, or more sequences"
+            )
+        micro_batches = clips // config.batch_size
+        if config.accum_iter > micro_batches:
+            raise ConfigError(
+                f"accum_iter = {config.accum_iter} is longer than an epoch of {micro_batches} micro-batches "
+                f"({clips} clips in batches of {config.batch_size}); "
+                f"use accum_iter <= {micro_batches} or smaller batches"
+            )
+        return cls(clips=clips, micro_batches=micro_batches, updates=micro_batches // config.accum_iter)

@@ -1,0 +1,107 @@
+"""What a sweep will do, worked out and checked before Ray starts: data, models, trials, updates, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model.config import TrainConfig
+from model.data.clips import Clips, load_clips
+from model.data.store import open_store
+from model.errors import ConfigError
+from model.plan import EpochPlan
+from sweep.spec import SweepSpec
+from sweep.study import Values
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The checked plan of a sweep."""
+
+    spec: SweepSpec
+    base: TrainConfig
+    """What a trial trains where nothing is searched."""
+    epoch: EpochPlan
+    """Of `base`."""
+    train_clips: int
+    held_out_clips: int
+    sequences: int
+    skipped: tuple[str, ...]
+    """Frames or videos that could not be read."""
+    first: tuple[tuple[str | None, Values], ...]
+    """Trials to run before the sampler is asked: presets, or the points of a grid."""
+
+    @property
+    def rows_per_trial(self) -> int:
+        """W&B rows of a trial that is not stopped early: one per update and one per epoch."""
+        return self.base.epochs * (self.epoch.updates + 1)
+
+
+def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
+    """Check everything that a trial would stumble over; decodes the data where that was not done before.
+
+    Raises ConfigError or DataError, with the key, for a config that does not fit its data or a model that timm does
+    not have.
+    """
+    base = spec.space.to_config(spec.trainer, {})
+    clips: dict[str, Clips] = {}
+    names: set[str | None] = set()
+    for config in (base, *_probes(spec, base)):
+        key = config.data.model_dump_json()
+        if key not in clips:
+            clips[key] = load_clips(config.data, progress)
+        try:
+            EpochPlan.of(config, len(clips[key].train))
+        except ConfigError as error:
+            raise ConfigError(f"trainer.{error}") from None
+        if config.encoder.name not in names and config.encoder.name is not None:
+            from model.mae import check_vit_name  # imports timm: only where a name is to be checked
+
+            check_vit_name(config.encoder)
+        names.add(config.encoder.name)
+    data, store = clips[base.data.model_dump_json()], open_store(base.data)
+    return SweepPlan(
+        spec=spec,
+        base=base,
+        epoch=EpochPlan.of(base, len(data.train)),
+        train_clips=len(data.train),
+        held_out_clips=len(data.held_out),
+        sequences=len(store.sequences),
+        skipped=tuple(str(fault) for fault in store.skipped),
+        first=tuple(_first(spec)),
+    )
+
+
+def _probes(spec: SweepSpec, base: TrainConfig) -> list[TrainConfig]:
+    """Configs that differ from the base in one searched parameter that matters to data or model."""
+    probes = []
+    for name, parameter in spec.space.parameters.items():
+        if name.startswith(("data.", "encoder.")) or name in ("batch_size", "accum_iter"):
+            for value in parameter.probes():
+                try:
+                    probes.append(spec.space.to_config(spec.trainer, {name: value}))
+                except ConfigError:
+                    continue  # the spec was checked: this value goes only with others
+    return probes
+
+
+def _first(spec: SweepSpec) -> list[tuple[str | None, Values]]:
+    """Presets with their names, then the grid's other points."""
+    first: list[tuple[str | None, Values]] = []
+    for number, preset in enumerate(spec.presets):
+        first.append((preset_name(preset, number), spec.space.fill_preset(preset, spec.trainer)))
+    if spec.method == "grid":
+        presets = [values for _, values in first]
+        first += [(None, point) for point in spec.space.grid() if point not in presets]
+    return first[: spec.num_trials]
+
+
+def preset_name(preset: Values, number: int) -> str:
+    """A short name for a preset: the two that everyone knows, else its place in the spec."""
+    if "alpha" in preset and set(preset) <= {"alpha", "beta"}:
+        weights = (preset["alpha"], preset.get("beta", 1 - preset["alpha"]))
+        known = {(0.5, 0.5): "equal-weights", (0.75, 0.25): "balanced-weights"}
+        return known.get(weights, f"preset-{number}")
+    return f"preset-{number}"

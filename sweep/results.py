@@ -1,0 +1,248 @@
+"""What a sweep leaves behind: the results folder and its files (README, "What a sweep leaves behind")."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from model.configfile import load_yaml
+from model.errors import ConfigError, UserError
+from model.metrics import EPOCH_NAMES, EVAL_NAMES, OBJECTIVE_NAMES, SUMMARY_NAMES
+from model.sinks import read_csv, write_json, write_text
+from sweep.spec import SweepSpec
+from sweep.study import JOURNAL, Record
+
+# may differ between a sweep and its resumption: they do not change what a trial computes
+FREE_TO_CHANGE = ("description", "run_cap", "resources", "wandb", "retries", "entity", "confirm")
+RECORDED_PACKAGES = ("torch", "timm", "ray", "optuna", "wandb", "numpy", "pydantic", "tactile-sweep")
+
+
+class ResultsFolder:
+    """The files of one sweep. `open` checks that they belong to it, and keeps other drivers out until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+        self.spec_file = self.path / "spec.yaml"
+        self.provenance_file = self.path / "provenance.json"
+        self.trials_file = self.path / "trials.csv"
+        self.best_file = self.path / "best.yaml"
+        self.stop_file = self.path / ".stop"
+        self._lock = FileLock(self.path / ".driver.lock")
+
+    def check(self, spec: SweepSpec, resume: bool) -> None:
+        """Raise ConfigError where the folder cannot take this sweep: of another spec, finished, nothing to resume."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"results: {self.path} is a file; give a folder with --results DIR")
+        if not self.spec_file.exists():
+            if resume:
+                raise ConfigError(f"--resume: {self.path} holds no sweep; start it without --resume")
+            if self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+                raise ConfigError(
+                    f"results: {self.path} holds files, but no sweep; give an empty or a new folder with --results DIR"
+                )
+            return
+        there, here = load_yaml(self.spec_file), spec.resolved()
+        changed = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+        locked = [key for key in changed if key not in FREE_TO_CHANGE]
+        if locked:
+            shown = "; ".join(_difference(key, there.get(key), here.get(key)) for key in locked)
+            raise ConfigError(
+                f"results: {self.path} holds a sweep of another spec ({shown}). "
+                "Give another folder with --results DIR (or another name), or the spec as it was, with --resume"
+            )
+        if not resume:
+            raise ConfigError(
+                f"results: {self.path} holds this sweep already; go on with it by --resume, "
+                "or start anew in another folder with --results DIR"
+            )
+
+    def open(self, spec: SweepSpec, resume: bool) -> None:
+        """Make or take over the folder. Raises ConfigError as `check`, or where another driver is at work in it."""
+        self.check(spec, resume)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"results: another process is running this sweep in {self.path} "
+                f"({self._driver()}); wait for it, or give another folder with --results DIR"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"results: cannot write to {self.path}: {error}. Choose a folder with --results DIR"
+            ) from None
+        self.check(spec, resume)  # again: another driver may have been here between
+        write_text(self.spec_file, _dump(spec.resolved()))
+        self.stop_file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let other drivers in."""
+        self._lock.release()
+
+    def write_provenance(self, spec: SweepSpec) -> str:
+        """Add this session to provenance.json; returns the sweep's uid, made in the first session."""
+        known = self.provenance()
+        content = {
+            "sweep": spec.name,
+            "uid": known.get("uid") or uuid.uuid4().hex[:8],
+            "sessions": [*known.get("sessions", []), _session()],
+        }
+        write_json(self.provenance_file, content)
+        return str(content["uid"])
+
+    def provenance(self) -> dict[str, Any]:
+        """provenance.json; empty where there is none."""
+        try:
+            content = json.loads(self.provenance_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.provenance_file}: damaged ({error}); restore or remove it") from None
+        return content if isinstance(content, dict) else {}
+
+    def _driver(self) -> str:
+        try:
+            last = self.provenance()["sessions"][-1]
+            return f"process {last['pid']} on {last['host']}, since {last['started']}"
+        except (UserError, LookupError, TypeError):
+            return "its name is not known"
+
+    def trial_folder(self, trial: str) -> Path:
+        """Where a trial's files are."""
+        return self.path / "trials" / trial
+
+    def write_best(self, config_text: str) -> None:
+        """best.yaml: a config that `python -m model.train` takes as it is."""
+        write_text(self.best_file, config_text)
+
+    @property
+    def has_study(self) -> bool:
+        """Whether trials were ever asked for."""
+        return (self.path / JOURNAL).exists()
+
+
+class TrialTable:
+    """trials.csv, a row per trial: kept in memory, rewritten at most every few seconds and at the end."""
+
+    REWRITE_EVERY_S = 2.0
+
+    def __init__(self, folder: ResultsFolder, parameters: Sequence[str]) -> None:
+        self._folder = folder
+        self._parameters = tuple(parameters)
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._written_at = 0.0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Column names; metrics are those after the trial's last epoch."""
+        last = tuple(name for name in EPOCH_NAMES if name != "epoch")
+        head = ("trial", "state", "reason", "preset", "epochs")
+        return (*head, *self._parameters, *OBJECTIVE_NAMES, *EVAL_NAMES, *last, *SUMMARY_NAMES)
+
+    def update(self, record: Record, trial: str, now: bool = False) -> None:
+        """Put a trial's row in its present state."""
+        folder = self._folder.trial_folder(trial)
+        epochs = read_csv(folder / "epoch.csv")
+        row: dict[str, Any] = {
+            "trial": trial,
+            "state": record.outcome.value,
+            "reason": record.reason,
+            "preset": record.preset,
+            "epochs": len(epochs),
+            **record.values,
+            **(epochs[-1] if epochs else {}),
+        }
+        summary = folder / "summary.json"
+        if summary.exists():
+            row |= json.loads(summary.read_text(encoding="utf-8"))
+        self._rows[record.number] = row
+        if now or time.monotonic() - self._written_at > self.REWRITE_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Write all rows, by trial."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows[number] for number in sorted(self._rows))
+        write_text(self._folder.trials_file, text.getvalue())
+        self._written_at = time.monotonic()
+
+
+def _session() -> dict[str, Any]:
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
+        "folder": str(Path.cwd()),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of this program's checkout and whether it has changes; None where it is no checkout."""
+    top = Path(__file__).resolve().parent.parent
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(top), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {
+            "commit": ask("rev-parse", "HEAD"),
+            "changed": bool(ask("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    if isinstance(there, dict) and isinstance(here, dict):
+        inner = [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k)]
+        return "; ".join(_difference(f"{key}.{k}", there.get(k), here.get(k)) for k in inner)
+    return f"{key}: {there!r} there, {here!r} here"
+
+
+def _dump(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def equal_weights(records: Iterable[Record]) -> Record | None:
+    """The preset with alpha = beta, by which a sweep's gain is measured."""
+    for record in records:
+        if record.preset is not None and is_equal_weights(record):
+            return record
+    return None
+
+
+def is_equal_weights(record: Record) -> bool:
+    """Whether a trial weighs both losses alike."""
+    alpha = record.values.get("alpha")
+    beta = record.values.get("beta", None if alpha is None else 1 - alpha)
+    return alpha is not None and alpha == beta

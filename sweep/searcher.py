@@ -1,0 +1,107 @@
+"""Our study behind Ray Tune's Searcher interface.
+
+Ray's own OptunaSearch tells a trial that ASHA stopped as complete, loses a NaN, and pickles the study; here every trial
+is told as what it is, and the study's journal is all the state there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from model.config import TrainConfig
+from model.errors import ConfigError
+from sweep.study import Outcome, Suggestion, SweepStudy
+
+# what a trial reports to Tune beside the metrics
+EPOCHS = "epochs_done"
+FINISHED, DIVERGED, INTERRUPTED = "trial_finished", "trial_diverged", "trial_interrupted"
+
+
+def trial_name(number: int) -> str:
+    """The one id of a trial: folder, W&B run and Ray directory end in it."""
+    return f"{number:04d}"
+
+
+class StudySearcher(Searcher):
+    """Hands Ray the trials of a SweepStudy.
+
+    Args:
+        study: where suggestions come from and results go.
+        num_trials: how many trials to hand out in all, unfinished ones of an earlier driver included.
+        metric: name of the reported metric.
+        mode: "min" or "max".
+        make_config: a suggestion's values -> the trial's config; ConfigError makes it a failed trial.
+        crash_reason: number of a crashed trial -> why.
+    """
+
+    def __init__(
+        self,
+        study: SweepStudy,
+        num_trials: int,
+        metric: str,
+        mode: str,
+        make_config: Callable[[dict[str, Any]], TrainConfig],
+        crash_reason: Callable[[int], str],
+    ) -> None:
+        super().__init__(metric=metric, mode=mode)
+        self._study = study
+        self._left = num_trials
+        self._make_config = make_config
+        self._crash_reason = crash_reason
+        self._numbers: dict[str, int] = {}
+        self.stopping = False
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Ray's call for a new trial."""
+        while self._left > 0 and not self.stopping:
+            self._left -= 1
+            suggestion: Suggestion = self._study.next()
+            try:
+                config = self._make_config(suggestion.values)
+            except ConfigError as error:  # each value is good, this combination is not
+                self._study.finish(suggestion.number, Outcome.FAILED, str(error))
+                continue
+            self._numbers[trial_id] = suggestion.number
+            return {
+                "trial": trial_name(suggestion.number),
+                "values": suggestion.values,
+                "preset": suggestion.preset,
+                "config": config.model_dump(mode="json"),
+            }
+        return str(Searcher.FINISHED)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher; there is nothing in it that a restored one could use."""
+        return {}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Ray's word of an epoch after which the trial goes on."""
+        self._study.report(self._numbers[trial_id], result[EPOCHS] - 1, result[self.metric])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Ray's word that the trial ended: finished, stopped by the scheduler, diverged, interrupted or crashed."""
+        number = self._numbers.pop(trial_id)
+        if error:
+            self._study.finish(number, Outcome.FAILED, self._crash_reason(number))
+        elif result is None or result.get(INTERRUPTED):
+            self._study.release(number)
+        elif result.get(DIVERGED):
+            self._study.finish(number, Outcome.DIVERGED, str(result[DIVERGED]))
+        else:
+            self._study.report(number, result[EPOCHS] - 1, result[self.metric])
+            if result.get(FINISHED):
+                self._study.finish(number, Outcome.COMPLETE)
+            else:
+                self._study.finish(number, Outcome.PRUNED, f"stopped early after {result[EPOCHS]} epochs")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's journal holds the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study's journal holds the state."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the study's journal holds the state."""

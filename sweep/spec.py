@@ -1,0 +1,455 @@
+"""Spec file (YAML) -> SweepSpec: W&B's sweep language, with our own blocks beside it.
+
+Every fault that can be seen before a trial starts is an error here: unknown names, impossible ranges, and values
+anywhere in the space that TrainConfig would refuse. What is allowed but probably not meant is in `SweepSpec.warnings`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from model import metrics
+from model.config import PositiveInt, TrainConfig
+from model.configfile import field_paths, load_yaml, validated, with_overrides
+from model.errors import ConfigError, guess
+from sweep.objective import ObjectiveSettings
+from sweep.space import Space, distribution_of, flatten, parse_entry
+
+DEFAULT_TRIALS = 16  # of method bayes or random without run_cap
+MAX_GRID = 10_000  # combinations; more is a slip, since no one trains so many, and each is checked at load
+METRIC_NAMES = (*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES, "summary/best_loss")
+TRAINING_LOSSES = ("epoch/train_loss", "epoch/best_loss_so_far", "summary/best_loss")
+OUR_BLOCKS = ("trainer", "objective", "search", "resources", "confirm", "wandb", "retries")
+SHIFTS_TRAINING_LOSS = ("alpha", "beta", "mask_ratio")  # metrics.md, "Why the objective does not use the training loss"
+
+
+def _checked_entry(entry: Any) -> Any:
+    parse_entry(entry)
+    return entry
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Entry = Annotated[dict[str, Any], BeforeValidator(_checked_entry)]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class MetricSettings(_Block):
+    """What the sweep optimises, as in W&B."""
+
+    name: str = "objective/value"
+    """A metric of model/metrics.py that is reported at epoch ends, or summary/best_loss."""
+    goal: Literal["minimize", "maximize"] = "minimize"
+    """`maximize` is right for the skill scores."""
+    target: Finite | None = None
+    """No new trial starts once one has reached this value."""
+
+    @field_validator("name")
+    @classmethod
+    def _reported(cls, name: str) -> str:
+        if name not in METRIC_NAMES:
+            raise ValueError(
+                f"{name!r} is not reported at epoch ends;{guess(name, METRIC_NAMES)} Known: {', '.join(METRIC_NAMES)}."
+            )
+        return name
+
+
+class EarlyTerminate(_Block):
+    """Successive halving (Li et al. 2018, ASHA), in W&B's words: give min_iter, or max_iter and s."""
+
+    type: Literal["hyperband"]
+    """W&B knows no other."""
+    min_iter: PositiveInt | None = None
+    """Epochs before the first decision."""
+    max_iter: PositiveInt | None = None
+    """Epochs of a full trial; goes with s and, as in W&B, before min_iter."""
+    s: PositiveInt | None = None
+    """Number of decisions: after max_iter / eta, max_iter / eta^2, ..., max_iter / eta^s epochs."""
+    eta: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 3
+    """1/eta of the trials go on after each decision."""
+    strict: bool | None = None
+    """W&B's stricter rule, for its own agents only."""
+
+    @model_validator(mode="after")
+    def _first_decision_is_known(self) -> Self:
+        if self.min_iter is None and (self.max_iter is None or self.s is None):
+            raise ValueError(
+                "must have min_iter, or max_iter and s; for example {type: hyperband, min_iter: 2, eta: 3}"
+            )
+        if self.max_iter is not None and self.s is not None and self.max_iter < self.eta:
+            raise ValueError(
+                f"max_iter = {self.max_iter} is below eta = {self.eta}, so there is nothing to decide; "
+                "raise max_iter or lower eta"
+            )
+        return self
+
+    @property
+    def first_rung(self) -> int:
+        """Epochs before the first decision: min_iter, or max_iter / eta^s (W&B skips those below one epoch)."""
+        if self.max_iter is None or self.s is None:
+            assert self.min_iter is not None
+            return self.min_iter
+        rung = float(self.max_iter)
+        for _ in range(self.s):
+            if rung / self.eta < 1:
+                break
+            rung /= self.eta
+        return int(rung)
+
+
+class SearchSettings(_Block):
+    """How the searcher works; W&B leaves this to its server."""
+
+    sampler: Literal["tpe", "random"] | None = None
+    """tpe for method bayes and random for method random if absent; method grid has none."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the sampler."""
+    presets: tuple[dict[str, Any], ...] | None = None
+    """Trials to run first: values of some parameters; `trainer` gives the others where it can. If absent and alpha is
+    searched: equal weights (0.5) and balanced weights (0.75)."""
+    startup_trials: Annotated[int, Field(ge=0)] = 8
+    """Random trials before TPE models the results."""
+
+
+class Resources(_Block):
+    """Of one trial; the units are Ray's."""
+
+    cpu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
+    """CPU cores."""
+    gpu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    """GPUs; a fraction shares one, without isolation of its memory."""
+    max_concurrent: Literal["auto"] | PositiveInt = "auto"
+    """Trials at the same time; auto: as many as fit."""
+
+
+class Confirm(_Block):
+    """Training the best configs again with other seeds."""
+
+    top_k: PositiveInt
+    """How many of the best trials."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)]
+    """Training seeds; each config is trained with each."""
+
+
+class WandbSettings(_Block):
+    """Whether and how trials are recorded in W&B."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online where credentials exist, else offline; never a prompt."""
+    init_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20
+    """Seconds to wait for the server at a trial's start."""
+
+
+class Retries(_Block):
+    """What happens to a trial whose process died."""
+
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """How often it is started again from its last checkpoint."""
+
+
+class SweepSpec(_Block):
+    """A sweep. Made by `load_spec`; every value in its space is one that TrainConfig takes."""
+
+    name: Annotated[str, Field(max_length=100)]
+    """Name of the sweep and of its results folder."""
+    description: str | None = None
+    """For people."""
+    project: str = "tactile-sweep"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; the account's default if absent."""
+    method: Literal["bayes", "random", "grid"] = "bayes"
+    """bayes is Optuna's TPE; grid tries every combination once."""
+    metric: MetricSettings = MetricSettings()
+    """What is optimised."""
+    parameters: dict[str, Entry]
+    """W&B's grammar; nested `parameters` are flattened to dotted TrainConfig names (data.frame_stride)."""
+    early_terminate: EarlyTerminate | None = None
+    """Stops bad trials early; if absent, every trial trains to its end."""
+    run_cap: PositiveInt | None = None
+    """Most trials of the sweep; see `num_trials` for its absence."""
+    program: str | None = None
+    """For W&B's agents only."""
+    command: tuple[Any, ...] | None = None
+    """For W&B's agents only."""
+    controller: dict[str, Any] | None = None
+    """For W&B only."""
+
+    trainer: TrainConfig = TrainConfig()
+    """What all trials share."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    """What objective/value is made of."""
+    search: SearchSettings = SearchSettings()
+    """Sampler, seed and presets."""
+    resources: Resources = Resources()
+    """CPU and GPU of a trial."""
+    confirm: Confirm | None = None
+    """Accepted, and not run yet."""
+    wandb: WandbSettings = WandbSettings()
+    """W&B recording."""
+    retries: Retries = Retries()
+    """After a crash."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_blocks_are_absent(cls, content: Any) -> Any:
+        # a block whose lines are all commented out is null in YAML
+        return {k: v for k, v in content.items() if v is not None} if isinstance(content, Mapping) else content
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"(?!\.)[A-Za-z0-9._-]+", name):
+            raise ValueError(
+                f"{name!r} cannot name the results folder; use letters, digits, '.', '_' and '-', no '.' in front"
+            )
+        return name
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _flat(cls, entries: Any) -> dict[str, Any]:
+        return flatten(entries)
+
+    @field_validator("parameters")
+    @classmethod
+    def _names_of_training(cls, entries: dict[str, Entry]) -> dict[str, Entry]:
+        known = sorted(field_paths(TrainConfig))
+        for name in entries:
+            if name not in known:
+                raise ValueError(f"unknown parameter {name!r};{guess(name, known)} Known: {', '.join(known)}.")
+            if inside := next((other for other in entries if other.startswith(f"{name}.")), None):
+                raise ValueError(f"{name!r} and {inside!r} are both given, and the one contains the other; keep one")
+        return entries
+
+    @field_validator("search")
+    @classmethod
+    def _defaults_of_search(cls, search: SearchSettings, info: ValidationInfo) -> SearchSettings:
+        if not {"method", "parameters", "trainer"} <= info.data.keys():
+            return search  # they have errors of their own
+        method, space, trainer = info.data["method"], Space(info.data["parameters"]), info.data["trainer"]
+        if method == "grid" and search.sampler is not None:
+            raise ValueError(f"sampler = {search.sampler!r}: method grid tries every combination; leave it out")
+        sampler = search.sampler or {"bayes": "tpe", "random": "random", "grid": None}[method]
+        presets = search.presets
+        if presets is None:
+            presets = _default_presets(space)
+            if method == "grid":  # the grid has them all; only those that are one point of it can come first
+                presets = tuple(p for p in presets if len(space.fill_preset(p, trainer)) == len(space.parameters))
+        return search.model_copy(update={"sampler": sampler, "presets": presets})
+
+    @model_validator(mode="after")
+    def _whole_space_trains(self) -> Self:
+        space, presets = self.space, self.presets
+        for index, preset in enumerate(presets):
+            try:
+                space.from_values(preset)
+            except ValueError as error:
+                raise ValueError(f"search.presets.{index}: {error}") from None
+        probes = {name: parameter.probes() for name, parameter in space.parameters.items()}
+        usual = {name: values[-1] for name, values in probes.items()} | space.fill_preset({}, self.trainer)
+        self._check_usual(usual)
+        for index, preset in enumerate(presets):
+            self._check(usual | space.fill_preset(preset, self.trainer), f"search.presets.{index}: {preset}")
+        for name, values in probes.items():
+            for value in values:
+                self._check(usual | {name: value}, f"parameters.{name}: the value {value!r}")
+        if self.method == "grid":
+            self._check_grid()
+        return self
+
+    def _check_usual(self, usual: Mapping[str, Any]) -> None:
+        """Check the trial that the others are variations of; blame one parameter's value where it fails alone."""
+        try:
+            self._check(usual, f"parameters: the combination {usual}")
+        except ConfigError:
+            for name, value in usual.items():
+                self._check({name: value}, f"parameters.{name}: the value {value!r}")
+            raise
+
+    def _check_grid(self) -> None:
+        for name, entry in self.parameters.items():
+            if name in self.space.parameters and self.space.parameters[name].count is None:
+                raise ValueError(
+                    f"parameters.{name}: a grid needs single values, but {entry} is continuous; "
+                    "give values, whole numbers as min and max, or a q_ distribution, or use method random"
+                )
+            if "probabilities" in entry:
+                raise ValueError(f"parameters.{name}: a grid tries each value once; leave probabilities out")
+        size = self.space.grid_size
+        if size is not None and size > MAX_GRID:
+            raise ValueError(f"the grid has {size} combinations; must be at most {MAX_GRID}. Use method random")
+        for point in self.space.grid():
+            self._check(point, f"parameters: the combination {point}")
+
+    def _check(self, values: Mapping[str, Any], what: str) -> None:
+        self.space.to_config(self.trainer, values, f"{what} cannot be trained")
+
+    @cached_property
+    def space(self) -> Space:
+        """The search space, ready for Optuna."""
+        return Space(self.parameters)
+
+    @property
+    def presets(self) -> tuple[dict[str, Any], ...]:
+        """Trials to run first, each as written: fill with `space.fill_preset(preset, trainer)`."""
+        return self.search.presets or ()
+
+    @property
+    def num_trials(self) -> int:
+        """Trials of the whole sweep: run_cap, else DEFAULT_TRIALS, or all of a grid.
+
+        Presets are values of the space, so a grid has them already, but for those that leave a parameter open.
+        """
+        if self.method != "grid":
+            return self.run_cap or DEFAULT_TRIALS
+        size = self.space.grid_size
+        assert size is not None  # checked when the spec was made
+        filled = [self.space.fill_preset(preset, self.trainer) for preset in self.presets]
+        size += sum(len(values) < len(self.space.parameters) for values in filled)
+        return min(size, self.run_cap or size)
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default filled in; `SweepSpec` made of it is equal to this one."""
+        content = self.wandb_sweep_config()
+        for key in OUR_BLOCKS:
+            if (block := getattr(self, key)) is not None:
+                content[key] = block.model_dump(mode="json")
+        given = set(_given(self.trainer))
+        for name in self.parameters:
+            if name not in given:  # written out, it would look like a second value for the parameter
+                *parents, last = name.split(".")
+                place = content["trainer"]
+                for parent in parents:
+                    place = place[parent]
+                del place[last]
+        return content
+
+    def wandb_sweep_config(self) -> dict[str, Any]:
+        """The W&B sweep config in this spec: only keys that W&B knows, `parameters` nested."""
+        keys = {"name", "description", "project", "entity", "method", "run_cap", "program", "command", "controller"}
+        content = self.model_dump(mode="json", include=keys, exclude_none=True)
+        content["metric"] = self.metric.model_dump(mode="json", exclude_none=True)
+        if self.early_terminate is not None:
+            content["early_terminate"] = self.early_terminate.model_dump(mode="json", exclude_none=True)
+        content["parameters"] = {}
+        for name, entry in self.parameters.items():
+            *parents, last = name.split(".")
+            place = content["parameters"]
+            for parent in parents:
+                place = place.setdefault(parent, {"parameters": {}})["parameters"]
+            place[last] = copy.deepcopy(entry)
+        return content
+
+    def warnings(self) -> list[str]:
+        """What is allowed and probably not meant; one sentence each, with what to write instead."""
+        return list(_warnings(self))
+
+
+def load_spec(path: Path | str, overrides: Iterable[str] = ()) -> SweepSpec:
+    """Read a spec file, apply `KEY=VALUE` overrides, check it. The name is the file's stem where none is given.
+
+    Raises ConfigError: a line per fault, with the file, the key, what was given and what is allowed.
+    """
+    path = Path(path)
+    content = with_overrides(load_yaml(path), overrides)
+    if content.get("name") is None:
+        content["name"] = path.stem
+    return validated(SweepSpec, content, str(path))
+
+
+def _default_presets(space: Space) -> tuple[dict[str, Any], ...]:
+    """Equal weights, and balanced ones: the dynamic loss is usually 1.5-2 times the static one."""
+    weights = [(0.5, 0.5), (0.75, 0.25)]
+    if "alpha" not in space.parameters:
+        return ()
+    presets = [{"alpha": a, "beta": b} if "beta" in space.parameters else {"alpha": a} for a, b in weights]
+    return tuple(p for p in presets if all(space.parameters[name].contains(value) for name, value in p.items()))
+
+
+def _given(config: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields that were written down, not filled in by default."""
+    for name in config.model_fields_set:
+        yield f"{prefix}{name}"
+        if isinstance(inner := getattr(config, name), BaseModel):
+            yield from _given(inner, f"{prefix}{name}.")
+
+
+def _warnings(spec: SweepSpec) -> Iterator[str]:
+    searched = spec.space.parameters
+    if not searched:
+        yield "every parameter is a constant, so all trials are equal. Give one of them values, or min and max."
+    shifting = [name for name in SHIFTS_TRAINING_LOSS if name in searched]
+    if spec.objective.loss == "train" and spec.metric.name == "objective/value" and shifting:
+        yield (
+            f"objective.loss: train does not compare across {', '.join(shifting)}, which the sweep varies: "
+            "the searcher would learn to cheat, not to train. Write objective.loss: reference."
+        )
+    if spec.metric.name in TRAINING_LOSSES and shifting:
+        yield (
+            f"metric.name: {spec.metric.name} does not compare across {', '.join(shifting)}, which the sweep varies. "
+            "Write objective/value or eval/reference_loss."
+        )
+    if spec.metric.name.endswith("_skill") and spec.metric.goal == "minimize":
+        yield f"metric.goal: {spec.metric.name} is better when higher. Write goal: maximize."
+    if {"alpha", "beta"} <= searched.keys():
+        yield (
+            "alpha and beta are both searched, but under Adam only alpha : beta matters: one degree of freedom too "
+            "many. Leave beta out; it is then 1 - alpha."
+        )
+    if spec.method != "grid" and spec.run_cap is None:
+        yield f"run_cap is absent: {DEFAULT_TRIALS} trials will run. Write run_cap."
+    if spec.method == "grid" and spec.num_trials < (spec.space.grid_size or 0):
+        yield f"run_cap = {spec.run_cap} cuts the grid of {spec.space.grid_size} combinations."
+    if spec.search.sampler == "tpe" and spec.search.startup_trials >= spec.num_trials:
+        yield (
+            f"search.startup_trials = {spec.search.startup_trials} of {spec.num_trials} trials: TPE never takes over, "
+            "the search is random. Lower it or raise run_cap."
+        )
+    if spec.confirm is not None:
+        yield "confirm is accepted, but this version does not run it yet."
+    stop = spec.early_terminate
+    if stop is not None and "epochs" not in searched and stop.first_rung >= spec.trainer.epochs:
+        yield (
+            f"early_terminate: the first decision comes after {stop.first_rung} epochs, but a trial has only "
+            f"{spec.trainer.epochs}, so nothing is ever stopped early. Lower min_iter or raise trainer.epochs."
+        )
+    for name in sorted(set(_given(spec.trainer)) & spec.parameters.keys()):
+        yield f"trainer.{name} is also a parameter; the parameter wins. Leave trainer.{name} out."
+    for name, entry in spec.parameters.items():
+        yield from (f"parameters.{name}: {text}" for text in _parameter_warnings(name, entry))
+
+
+def _parameter_warnings(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    distribution = distribution_of(entry)
+    low, high, q = entry.get("min", 0.0), entry.get("max", 0.0), entry.get("q", 1)
+    default = TrainConfig().model_dump()
+    for part in name.split("."):
+        default = default[part]
+    if distribution == "int_uniform" and "distribution" not in entry and isinstance(default, float):
+        yield (
+            f"min = {low} and max = {high} are whole numbers, so only whole numbers are tried, as in W&B. "
+            f"Write {low}.0 and {high}.0 for the numbers between."
+        )
+    if distribution in ("log_uniform", "q_log_uniform") and 0 < low < high < 1:
+        yield (
+            f"{distribution} takes exponents of e: values are {math.exp(low):.4g} to {math.exp(high):.4g}. "
+            f"To give the values themselves, write {distribution}_values."
+        )
+    off_grid = [f"{end} = {n}" for end, n in (("min", low), ("max", high)) if Decimal(repr(n)) % Decimal(repr(q))]
+    if distribution == "q_uniform" and off_grid:
+        multiples = Space({name: entry}).parameters[name].probes()
+        yield (
+            f"{' and '.join(off_grid)} is no multiple of q = {q}; values are multiples, here {min(multiples)} to "
+            f"{max(multiples)} (W&B's own agents may also round to a multiple outside the range)."
+        )

@@ -1,0 +1,240 @@
+"""One trial: a config, its sinks, its objective. Ray, W&B agents and a plain loop drive it alike, epoch by epoch.
+
+A trial's folder is the truth about it: a trial that is opened again, by whomever, goes on from the checkpoint there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from model.config import DataConfig, TrainConfig
+from model.data.clips import Clips, load_clips
+from model.metrics import EPOCH_STEP, Level
+from model.sinks import CsvSink, Event, Sink, read_csv, write_text
+from model.trainer import NonFiniteLossError, Trainer
+from sweep.objective import Objective, ObjectiveSettings
+from sweep.spec import WandbSettings
+from sweep.wandb_sink import RunIdentity, WandbSink
+
+SAVE_EVERY_S = 60.0  # a killed trial loses at most about a minute of training
+LOOK_EVERY_S = 0.5  # how often a trial looks whether it should stop
+
+logger = logging.getLogger(__name__)
+
+
+class TrialJob(BaseModel):
+    """What a trial needs to know, as plain data that travels to any worker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trial: str
+    """Id of the trial in its sweep, such as "0007": its Optuna number, folder and the end of its W&B id."""
+    sweep: str
+    """Name of the sweep; W&B's group."""
+    sweep_uid: str
+    """Tells sweeps of one name apart."""
+    results: Path
+    """The sweep's results folder."""
+    config: TrainConfig
+    values: dict[str, Any]
+    """The searched parameters of this trial, by dotted name."""
+    preset: str | None = None
+    objective: ObjectiveSettings = ObjectiveSettings()
+    wandb: WandbSettings = WandbSettings()
+    project: str
+    entity: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the trial's files are."""
+        return self.results / "trials" / self.trial
+
+
+class EpochReport(BaseModel):
+    """What a trial says after an epoch (or where it ended within one)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    epochs: int
+    """Epochs done."""
+    metrics: dict[str, float]
+    """The epoch's row; of a diverged trial only the objective's NaN."""
+    finished: bool = False
+    """All epochs are done."""
+    diverged: str | None = None
+    """Why the trial has no value."""
+    interrupted: bool = False
+    """The trial was asked to stop and left a checkpoint."""
+
+
+class TrialRun:
+    """A trial under way. Call `run_epoch` until its report says that it ended, then (or earlier) `close`.
+
+    Args:
+        job: the trial.
+        should_stop: asked about every LOOK_EVERY_S seconds; True ends the trial with a checkpoint, also mid-epoch.
+    """
+
+    def __init__(self, job: TrialJob, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self.job = job
+        self._should_stop = should_stop
+        self._checkpoint = job.folder / "checkpoint" / "last.pt"
+        self._trainer = Trainer(job.config, _clips(job.config.data))
+        self._objective = Objective(job.objective)
+        logged = self._resume()
+        write_text(job.folder / "config.yaml", config_text(job.config, f"trial {job.trial} of sweep {job.sweep}"))
+        self._sinks: list[Sink] = [
+            CsvSink(job.folder, keep_batches=self._trainer.reported, keep_epochs=self._trainer.epoch),
+            WandbSink(
+                RunIdentity(
+                    id=f"{job.sweep_uid}-{job.trial}",
+                    name=f"{job.sweep}-{job.trial}",
+                    group=job.sweep,
+                    project=job.project,
+                    entity=job.entity,
+                    folder=job.results,
+                    tags=(job.preset,) if job.preset else (),
+                ),
+                self._wandb_config(),
+                mode=job.wandb.mode,
+                init_timeout_s=job.wandb.init_timeout_s,
+                resume_after=logged,
+            ),
+        ]
+        self._save_clock, self._look_clock = _Clock(SAVE_EVERY_S), _Clock(LOOK_EVERY_S)
+        self._saved_update = self._trainer.update
+        self._ended = False
+
+    def run_epoch(self) -> EpochReport:
+        """Train to the end of the current epoch; closes the trial where that was the last one, or it diverged."""
+        try:
+            for event in self._trainer.run_epoch():
+                if event.level is Level.EPOCH:
+                    return self._end_epoch(event)
+                self._objective.add_batch(event.values)
+                self._log(event)
+                if self._look_clock.due() and self._should_stop():
+                    self._save()
+                    self._close_sinks(exit_code=1)
+                    return EpochReport(epochs=self._trainer.epoch, metrics={}, interrupted=True)
+                if self._save_clock.due():
+                    self._save()
+        except NonFiniteLossError as error:
+            report = EpochReport(epochs=self._trainer.epoch, metrics={"objective/value": math.nan}, diverged=str(error))
+            self.close(exit_code=1)
+            return report
+        except Exception:
+            self._close_sinks(exit_code=1)
+            raise
+        raise AssertionError("an epoch ends with its event")
+
+    def close(self, exit_code: int = 0) -> None:
+        """End the trial's record, with its summary; also of a trial that the scheduler stopped. Safe to call twice."""
+        if self._ended:
+            return
+        if exit_code == 0:
+            self._save()
+        self._log(self._trainer.summary())
+        self._close_sinks(exit_code)
+
+    def save(self, path: Path) -> None:
+        """Write everything that the rest of the trial depends on."""
+        save_checkpoint(path, self._trainer.state_dict())
+
+    def _end_epoch(self, event: Event) -> EpochReport:
+        row = dict(event.values) | self._objective.end_epoch(event.values)
+        self._log(Event(Level.EPOCH, row))
+        finished, diverged = self._trainer.finished, self._objective.diverged
+        if finished or diverged:
+            self.close(exit_code=1 if diverged else 0)
+        elif self._save_clock.due():
+            self._save()
+        return EpochReport(epochs=self._trainer.epoch, metrics=row, finished=finished, diverged=diverged)
+
+    def _resume(self) -> tuple[int, int] | None:
+        """Go on from the folder's checkpoint; returns the last (update, epoch) that an earlier part logged."""
+        folder = self.job.folder
+        batches, epochs = read_csv(folder / "batch.csv"), read_csv(folder / "epoch.csv")
+        if self._checkpoint.exists():
+            try:
+                self._trainer.load_state_dict(load_checkpoint(self._checkpoint))
+                if len(batches) < self._trainer.reported or len(epochs) < self._trainer.epoch:
+                    raise CheckpointError(f"{folder}: the CSV files hold fewer rows than the checkpoint knows of")
+            except CheckpointError as error:
+                logger.warning("trial %s starts afresh: %s", self.job.trial, error)
+                self._trainer = Trainer(self.job.config, self._trainer.clips)
+        done_epochs, done_batches = epochs[: self._trainer.epoch], batches[: self._trainer.reported]
+        self._objective = Objective.replay(done_epochs, done_batches, self.job.objective)
+        for row in done_batches:
+            if row["batch/epoch"] >= self._trainer.epoch:
+                self._objective.add_batch(row)
+        if not batches:
+            return None
+        return int(batches[-1]["batch/iteration"]), int(epochs[-1][EPOCH_STEP]) if epochs else -1
+
+    def _wandb_config(self) -> dict[str, Any]:
+        job = self.job
+        return {
+            **job.config.model_dump(mode="json"),
+            **job.values,
+            "effective_mask_ratio": job.config.effective_mask_ratio,
+            "beta": job.config.weights[1],
+            "objective": job.objective.model_dump(mode="json"),
+            "sweep": job.sweep,
+            "trial": job.trial,
+            "preset": job.preset,
+        }
+
+    def _save(self) -> None:
+        if self._saved_update != self._trainer.update:
+            self.save(self._checkpoint)
+            self._saved_update = self._trainer.update
+
+    def _log(self, event: Event) -> None:
+        for sink in self._sinks:
+            sink.log(event)
+
+    def _close_sinks(self, exit_code: int) -> None:
+        self._ended = True
+        for sink in self._sinks:
+            sink.close(exit_code)
+
+
+class _Clock:
+    """Tells when `every_s` seconds have passed since it last said so."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < self._every_s:
+            return False
+        self._last = now
+        return True
+
+
+def config_text(config: TrainConfig, about: str) -> str:
+    """A config as YAML that `python -m model.train` takes, with the effective mask ratio in its head."""
+    head = (
+        f"# {about}; train it with: python -m model.train THIS_FILE\n"
+        f"# {config.num_masked} of {config.num_patches} patches are masked: {config.effective_mask_ratio:.6g}\n"
+    )
+    return head + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+@lru_cache(maxsize=4)
+def _clips(data: DataConfig) -> Clips:
+    """Opened once per process, not once per trial."""
+    return load_clips(data)

@@ -1,0 +1,369 @@
+"""Ray Tune runs the trials: the only module that knows Ray (with searcher.py, its interface to our study).
+
+Ray starts and restarts workers, places them, and stops trials early (ASHA). What is known of a trial is not kept in
+Ray's state but in the study and the trial's folder, so a sweep goes on after any end of Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+# read when ray is imported or Tune starts
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our sinks log; Tune's would do it again
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the study is the state; Tune's snapshots are not used
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # an interrupted trial reports no metric
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours lets trials leave a checkpoint first
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from model.errors import ConfigError
+from sweep.results import ResultsFolder
+from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, StudySearcher, trial_name
+from sweep.spec import Resources, SweepSpec
+from sweep.study import SweepStudy
+
+if TYPE_CHECKING:
+    from sweep.trial import TrialRun
+
+ERROR_FILE = "error.txt"
+WARNINGS = "trial_warnings"
+
+
+class Watcher(Protocol):
+    """Is told what happens; the terminal's progress is one."""
+
+    def started(self, trial: str) -> None:
+        """A trial began, or began again after a crash."""
+
+    def epoch(self, trial: str, epochs: int, metrics: dict[str, Any]) -> None:
+        """A trial ended an epoch."""
+
+    def ended(self, trial: str) -> None:
+        """A trial ended in any way; the study knows how."""
+
+    def warning(self, text: str) -> None:
+        """Something that the user should read once."""
+
+
+class SweepTrainable(tune.Trainable):
+    """A trial in a Ray worker. The worker is reused: its next trial comes by `reset_config`.
+
+    The TrialRun is opened in the first `step`, so that whatever fails there is an error of that trial.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take a trial; cheap, the imports aside."""
+        import torch
+
+        import sweep.trial  # noqa: F401  # heavy: once per worker, while no trial waits for it
+
+        torch.set_num_threads(max(1, int(config["cpu"])))
+        self._run: TrialRun | None = None
+        self._take(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Close the trial before, which gets no `cleanup`, and take the next."""
+        self._close()
+        self._take(new_config)
+        return True
+
+    def _take(self, config: dict[str, Any]) -> None:
+        from sweep.trial import TrialJob
+
+        own = {key: config[key] for key in ("trial", "values", "preset", "config")}
+        self._job = TrialJob.model_validate({**config["shared"], **own})
+        self._stop_file = Path(config["stop_file"])
+
+    def step(self) -> dict[str, Any]:
+        """One epoch."""
+        from sweep.trial import TrialRun
+
+        with _collected_warnings() as warnings:
+            try:
+                if self._run is None:
+                    if self._stop_file.exists():
+                        return {INTERRUPTED: True, "done": True}
+                    self._run = TrialRun(self._job, should_stop=self._stop_file.exists)
+                report = self._run.run_epoch()
+            except Exception:
+                self._job.folder.mkdir(parents=True, exist_ok=True)
+                (self._job.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
+                raise
+        result = {
+            **report.metrics,
+            EPOCHS: report.epochs,
+            FINISHED: report.finished,
+            DIVERGED: report.diverged,
+            INTERRUPTED: report.interrupted,
+            "done": report.finished or report.interrupted or report.diverged is not None,
+        }
+        return result | ({WARNINGS: warnings} if warnings else {})
+
+    def cleanup(self) -> None:
+        """The worker ends."""
+        self._close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """For Tune's own use of checkpoints; a trial that is resumed uses its folder's."""
+        assert self._run is not None
+        self._run.save(Path(checkpoint_dir) / "last.pt")
+
+    def _close(self) -> None:
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A trial under our own name, which survives the driver; Ray draws a new id each time."""
+
+    trial_id: str
+
+
+class AshaKeepingPresets(AsyncHyperBandScheduler):
+    """Ray's ASHA (Li et al. 2018) with two differences.
+
+    Presets are never stopped: the sweep's gain is measured against them, and needs them trained to the end. And a
+    diverged trial leaves no NaN among the values that decide on others.
+    """
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if not math.isfinite(result.get(self._metric, math.nan)):
+            return str(TrialScheduler.CONTINUE)
+        action = super().on_trial_result(tune_controller, _named(trial), result)
+        keep = trial.config.get("preset") is not None and result[self._time_attr] < self._max_t
+        return str(TrialScheduler.CONTINUE if keep else action)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if math.isfinite(result.get(self._metric, math.nan)):
+            super().on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _named(trial))
+
+    def replay(self, study: SweepStudy) -> None:
+        """Learn what the study's trials reported, so that a resumed sweep decides as an uninterrupted one."""
+        for number, values in study.intermediate_values().items():
+            trial = _Named(trial_name(number))
+            super().on_trial_add(None, trial)
+            for epoch in sorted(values):
+                super().on_trial_result(None, trial, {self._time_attr: epoch + 1, self._metric: values[epoch]})
+
+
+def _named(trial: Any) -> _Named:
+    return _Named(trial.config["trial"])
+
+
+class _TuneCallback(tune.Callback):
+    """Tune's events -> the watcher."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher: Watcher | None = watcher
+        self._warned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_watcher": None, "_warned": set()}  # Tune pickles its callbacks; terminals cannot be
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        assert self._watcher
+        self._watcher.started(trial.config["trial"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        assert self._watcher
+        for text in result.get(WARNINGS, ()):
+            if text not in self._warned:
+                self._warned.add(text)
+                self._watcher.warning(text)
+        if not result.get(INTERRUPTED):
+            self._watcher.epoch(trial.config["trial"], result[EPOCHS], result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        assert self._watcher
+        self._watcher.ended(trial.config["trial"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        assert self._watcher
+        self._watcher.ended(trial.config["trial"])
+
+
+def run_trials(
+    spec: SweepSpec, folder: ResultsFolder, study: SweepStudy, sweep_uid: str, num_trials: int, watcher: Watcher
+) -> bool:
+    """Run `num_trials` more trials (unfinished ones included) to their ends; True where the user stopped it.
+
+    Raises ConfigError where no node has the resources of one trial.
+    """
+    mode = "min" if spec.metric.goal == "minimize" else "max"
+    searcher = StudySearcher(
+        study,
+        num_trials,
+        metric=spec.metric.name,
+        mode=mode,
+        make_config=lambda values: spec.space.to_config(spec.trainer, values),
+        crash_reason=lambda number: _crash_reason(folder, number),
+    )
+    with _ray() as cluster, _stopping(searcher, folder.stop_file, watcher) as stopped:
+        concurrent = max_concurrent(spec.resources, cluster)
+        shared = {
+            "sweep": spec.name,
+            "sweep_uid": sweep_uid,
+            "results": str(folder.path),
+            "objective": spec.objective.model_dump(mode="json"),
+            "wandb": spec.wandb.model_dump(mode="json"),
+            "project": spec.project,
+            "entity": spec.entity,
+        }
+        resources = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
+        tuner = tune.Tuner(
+            tune.with_resources(SweepTrainable, resources),
+            param_space={"shared": shared, "stop_file": str(folder.stop_file), "cpu": spec.resources.cpu},
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=_scheduler(spec, study, mode),
+                num_samples=num_trials,
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.config["trial"],
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=str(folder.path),
+                verbose=0,
+                callbacks=[_TuneCallback(watcher)],
+                failure_config=tune.FailureConfig(max_failures=spec.retries.max_failures),
+            ),
+        )
+        tuner.fit()
+    return stopped.is_set()
+
+
+def max_concurrent(resources: Resources, cluster: dict[str, float]) -> int:
+    """Trials at the same time on a cluster with these resources. Raises ConfigError where not even one fits."""
+    fits = []
+    for key, name, asked in (("cpu", "CPU", resources.cpu), ("gpu", "GPU", resources.gpu)):
+        if asked > 0:
+            there = cluster.get(name, 0.0)
+            if asked > there:
+                raise ConfigError(f"resources.{key} = {asked:g}, but Ray has {there:g} here; ask for at most that")
+            fits.append(math.floor(there / asked + 1e-9))
+    most = min(fits)
+    return most if resources.max_concurrent == "auto" else min(most, resources.max_concurrent)
+
+
+def _scheduler(spec: SweepSpec, study: SweepStudy, mode: str) -> TrialScheduler:
+    stop, epochs = spec.early_terminate, _max_epochs(spec)
+    if stop is None or stop.first_rung >= epochs:
+        return FIFOScheduler()
+    scheduler = AshaKeepingPresets(
+        time_attr=EPOCHS,
+        metric=spec.metric.name,
+        mode=mode,
+        max_t=epochs,
+        grace_period=stop.first_rung,
+        reduction_factor=stop.eta,
+    )
+    scheduler.replay(study)
+    return scheduler
+
+
+def _max_epochs(spec: SweepSpec) -> int:
+    searched = spec.space.parameters.get("epochs")
+    if searched is not None and searched.count is not None:
+        return int(max(searched.value_at(index) for index in range(searched.count)))
+    return spec.space.to_config(spec.trainer, {}).epochs
+
+
+@contextmanager
+def _ray() -> Iterator[dict[str, float]]:
+    """A Ray of our own on loopback, or the one that a Ray job runs in; yields its resources."""
+    in_job = bool(os.environ.get("RAY_ADDRESS"))
+    options: dict[str, Any] = (
+        {"address": "auto"}
+        if in_job
+        else {
+            "address": "local",
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
+    )
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _stopping(searcher: StudySearcher, stop_file: Path, watcher: Watcher) -> Iterator[threading.Event]:
+    """The first SIGINT or SIGTERM asks the trials to leave checkpoints and end; a second SIGINT ends at once."""
+    stopped = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+        searcher.stopping = True
+        stop_file.touch()
+        watcher.warning("stopping: trials write their checkpoints; once more ends at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped  # signals reach the main thread only
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[list[str]]:
+    """Warnings of our own loggers, to be sent to the driver: a worker's terminal is nobody's."""
+    texts: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    handler = Collect(level=logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("sweep", "model")]
+    for log in loggers:
+        log.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        for log in loggers:
+            log.removeHandler(handler)
+
+
+def _crash_reason(folder: ResultsFolder, number: int) -> str:
+    """Why a trial crashed: the last line of its traceback, where it left one."""
+    trial = trial_name(number)
+    try:
+        text = (folder.trial_folder(trial) / ERROR_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return "its worker process died (killed, or out of memory)"
+    return f"{text.splitlines()[-1]} (trials/{trial}/{ERROR_FILE})"

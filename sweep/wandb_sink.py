@@ -1,0 +1,341 @@
+"""A trial's rows in Weights & Biases: the only module that imports wandb.
+
+W&B is a guest here: whatever happens to its server, its service process or the network, the trial goes on. A server
+that does not take the run in `init_timeout_s` makes it an offline run, which `wandb sync` uploads later. wandb is
+imported when the first run starts (0.4 s), so that a driver which only asks `resolve_mode` does not pay for it.
+"""
+
+from __future__ import annotations
+
+import configparser
+import logging
+import math
+import netrc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from model.errors import ConfigError
+from model.metrics import BATCH_STEP, EPOCH_STEP, Level
+from model.sinks import Event, Sink
+
+T = TypeVar("T")
+RequestedMode = Literal["auto", "online", "offline", "disabled"]
+Mode = Literal["online", "offline", "disabled"]
+
+DEFAULT_BASE_URL = "https://api.wandb.ai"
+RETRY_ONLINE_AFTER_S = 300.0  # after a failure, this long no trial of the process waits for the server again
+OFFLINE_INIT_LIMIT_S = 40.0  # wandb itself waits 30 s for its service process to start
+GRACE_S = 5.0  # wandb keeps its own time limits; after this much more we stop waiting for it
+
+# W&B's step axes; a name that is spelt out is not caught by the patterns
+STEP_AXES = {"batch/*": BATCH_STEP, "epoch/*": EPOCH_STEP, "eval/*": EPOCH_STEP, "objective/*": EPOCH_STEP}
+
+_OLD_MODE_NAMES = {"run": "online", "dryrun": "offline"}  # still taken by wandb in WANDB_MODE
+# Variables (their beginnings) that say which run or sweep this process belongs to. Inherited by Ray's workers, they
+# would merge the trials into one run (WANDB_RUN_ID) or make wandb ignore our id and project (WANDB_SWEEP_ID).
+_IDENTITY = ("WANDB_RUN", "WANDB_SWEEP", "WANDB_RESUME", "WANDB_FORK", "WANDB_LAUNCH", "WANDB_NAME", "WANDB_MODE")
+_FORBIDDEN = ":;,#?/'\\%"  # in ids and project names, by wandb or its web addresses
+
+_logger = logging.getLogger("sweep.wandb")
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which W&B run the rows belong to.
+
+    Args:
+        id: unique in the project; a resumed trial gives the same id again.
+        name: what the web page shows.
+        group: runs of one sweep share it.
+        project, entity: where the run goes; the account's default entity if None.
+        folder: gets a folder `wandb/` with the run's files.
+        job_type, tags: shown and filtered by on the web page.
+        sweep_id: the W&B sweep whose agent started this trial; None for trials of our own sweeps.
+
+    Raises:
+        ConfigError: an id or project that W&B does not take.
+    """
+
+    id: str
+    name: str
+    group: str
+    project: str
+    entity: str | None
+    folder: Path
+    job_type: str = "trial"
+    tags: tuple[str, ...] = ()
+    sweep_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, text in (("run id", self.id), ("project", self.project)):
+            if not text or text != text.strip() or len(text) > 128 or set(text) & set(_FORBIDDEN):
+                raise ConfigError(
+                    f"W&B {what} {text!r}: must have 1-128 characters, none of {_FORBIDDEN} and no blanks at its ends"
+                )
+
+
+class WandbSink(Sink):
+    """One W&B run, a `Sink`. Batch and epoch events are history rows, the summary event goes to the run's summary.
+
+    Args:
+        identity: the run.
+        config: the trial's parameters, plain JSON values.
+        mode: see `resolve_mode`.
+        init_timeout_s: how long the server may take to accept the run, before it becomes an offline run.
+        resume_after: (batch/iteration, epoch) of the last rows that an earlier part of this run logged; rows up to
+            these are not logged again.
+        finish_timeout_s: how long `close` waits for the upload; the rest stays on disk for `wandb sync`.
+
+    Attributes:
+        mode: online, offline or disabled: what the run became.
+
+    Raises:
+        ConfigError: an unknown mode, or a time limit that is not positive. Nothing else ever raises.
+    """
+
+    _offline_until_s = -math.inf  # of the process, on the clock of time.monotonic: the server failed of late
+
+    def __init__(
+        self,
+        identity: RunIdentity,
+        config: dict[str, Any],
+        mode: RequestedMode,
+        init_timeout_s: float,
+        resume_after: tuple[int, int] | None = None,
+        finish_timeout_s: float = 30.0,
+    ) -> None:
+        for name, seconds in {"init_timeout_s": init_timeout_s, "finish_timeout_s": finish_timeout_s}.items():
+            if not seconds > 0:
+                raise ConfigError(f"wandb: {name} = {seconds}; must be a positive number of seconds")
+        self._identity = identity
+        self._init_timeout_s = init_timeout_s
+        self._finish_timeout_s = finish_timeout_s
+        self._resume_after = resume_after
+        self._warned_of_row = False
+        self._run: Any = None
+        self.mode, reason = resolve_mode(mode)
+        if mode == "online" and self.mode != "online":
+            _logger.warning("W&B run %s is %s: %s", identity.id, self.mode, reason)
+        if self.mode == "online" and time.monotonic() < WandbSink._offline_until_s:
+            self.mode = "offline"
+        if self.mode == "online":
+            self._start_online(config)
+        if self.mode == "offline":
+            self._start_offline(config)
+
+    def log(self, event: Event) -> None:
+        """Take one event. A failure is warned of once and never raised."""
+        if self._run is None or self._is_repeated(event):
+            return
+        try:
+            if event.level is Level.SUMMARY:
+                self._run.summary.update(dict(event.values))
+            else:
+                self._run.log(dict(event.values))  # without a step: every call is a row of its own
+        except Exception as error:
+            if not self._warned_of_row:
+                self._warned_of_row = True
+                _warn("W&B run %s misses rows (%s). The trial goes on.", self._identity, error)
+
+    def close(self, exit_code: int) -> None:
+        """End the run; waits at most `finish_timeout_s` (and `GRACE_S` where wandb itself hangs)."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            _bounded(lambda: run.finish(exit_code=exit_code), self._finish_timeout_s + GRACE_S)
+        except Exception as error:
+            folder = Path(run.dir).parent
+            _warn("W&B run %s is not complete (%s). Upload the rest: wandb sync %s", self._identity, error, folder)
+
+    def _is_repeated(self, event: Event) -> bool:
+        if self._resume_after is None or event.level is Level.SUMMARY:
+            return False
+        iteration, epoch = self._resume_after
+        if event.level is Level.BATCH:
+            return event.values[BATCH_STEP] <= iteration
+        return event.values[EPOCH_STEP] <= epoch
+
+    def _start_online(self, config: dict[str, Any]) -> None:
+        try:
+            self._run = _bounded(lambda: self._init("online", config), self._init_timeout_s + GRACE_S)
+        except Exception as error:
+            self.mode = "offline"
+            WandbSink._offline_until_s = time.monotonic() + RETRY_ONLINE_AFTER_S
+            folder = self._identity.folder / "wandb" / f"offline-run-*-{self._identity.id}*"
+            _warn("W&B run %s goes offline (%s). Upload it later: wandb sync %s", self._identity, error, folder)
+            _reset_client()  # the failed run holds its id, and a second init with that id would never return
+
+    def _start_offline(self, config: dict[str, Any]) -> None:
+        def start() -> Any:
+            return _bounded(lambda: self._init("offline", config), OFFLINE_INIT_LIMIT_S)
+
+        try:
+            try:
+                self._run = start()
+            except Exception:
+                _reset_client()  # the service process may have died under an earlier trial
+                self._run = start()
+        except Exception as error:
+            _warn("W&B records nothing of run %s (%s). The trial goes on.", self._identity, error)
+
+    def _init(self, mode: Mode, config: dict[str, Any]) -> Any:
+        import wandb
+
+        identity = self._identity
+        identity.folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(
+            run_id=identity.id,
+            run_name=identity.name,
+            run_group=identity.group,
+            run_job_type=identity.job_type,
+            run_tags=identity.tags,
+            project=identity.project,
+            entity=identity.entity,
+            sweep_id=identity.sweep_id,
+            sagemaker_disable=True,  # it would replace the run id
+            root_dir=str(identity.folder),
+            use_dot_wandb=False,
+            symlink=False,
+            mode=mode,
+            resume="allow",
+            reinit="create_new",  # never hands back a run of this process that was not finished
+            init_timeout=self._init_timeout_s,
+            finish_timeout=self._finish_timeout_s,
+            finish_timeout_raises=True,
+            stop_fn=self._refuse_stop,
+            silent=True,
+            console="off",
+            save_code=False,
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            label_disable=True,
+            x_save_requirements=False,  # 50 of the 60 ms of an init; provenance.json has the versions
+            # machine-wide numbers: of several trials on a node, each would show the sum of all
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+        )
+        with _without_inherited_identity():
+            wandb.setup(wandb.Settings(silent=True, sagemaker_disable=True))  # wandb asks nothing when silent
+            run = wandb.init(config=config, settings=settings)
+        for axis in dict.fromkeys(STEP_AXES.values()):
+            run.define_metric(axis)
+        for pattern, axis in STEP_AXES.items():
+            run.define_metric(pattern, step_metric=axis)
+        return run
+
+    def _refuse_stop(self) -> None:
+        # wandb's default interrupts the process, which may hold other trials' work
+        _logger.warning("W&B asked to stop run %s: ignored; stop trials where the sweep runs", self._identity.id)
+
+
+def resolve_mode(mode: RequestedMode) -> tuple[Mode, str]:
+    """What `mode` means here, and why (one line for the user). Asks nothing, starts nothing, uses no network.
+
+    auto follows WANDB_MODE, then the mode in wandb's settings files; where neither decides, it is online if there are
+    credentials for the server, else offline. online without credentials is offline too: wandb would ask for a key.
+
+    Raises:
+        ConfigError: an unknown mode.
+    """
+    if mode not in get_args(RequestedMode):
+        raise ConfigError(f"wandb.mode = {mode!r}; must be one of: {', '.join(get_args(RequestedMode))}.")
+    settings = _settings_files()
+    wanted, origin = _wanted(mode, settings)
+    if wanted in ("offline", "disabled"):
+        return wanted, f"{origin} says {wanted}"
+    base_url = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or DEFAULT_BASE_URL
+    host = base_url.rpartition("://")[2].partition("/")[0]
+    source = _credentials(host, settings)
+    if source:
+        return "online", f"{host}, with the credentials of {source}"
+    return "offline", f"no credentials for {host} (to go online: wandb login, or set WANDB_API_KEY)"
+
+
+def _wanted(mode: RequestedMode, settings: dict[str, str]) -> tuple[Mode | Literal["auto"], str]:
+    if mode != "auto":
+        return mode, "wandb.mode"
+    places = {"WANDB_MODE": os.environ.get("WANDB_MODE", ""), "wandb's settings file": settings.get("mode", "")}
+    for origin, value in places.items():
+        named = _OLD_MODE_NAMES.get(value, value)
+        if named in get_args(Mode):
+            return cast(Mode, named), origin
+    return "auto", ""
+
+
+def _settings_files() -> dict[str, str]:
+    """wandb's own settings: the user's file, then the one of this folder, which wins. Unreadable ones are empty."""
+    user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb", "settings")
+    here = Path(".wandb" if Path(".wandb").exists() else "wandb", "settings")
+    settings: dict[str, str] = {}
+    for path in (user, here):
+        with suppress(OSError, UnicodeDecodeError, configparser.Error, RuntimeError):  # RuntimeError: no home folder
+            parser = configparser.ConfigParser()
+            parser.read(path.expanduser(), encoding="utf-8")
+            settings.update(parser.items("default"))
+    return settings
+
+
+def _credentials(host: str, settings: dict[str, str]) -> str | None:
+    """Where credentials for the server are found, in the order in which wandb looks; None where there are none."""
+    for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        if os.environ.get(variable):
+            return variable
+    with suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError, RuntimeError):
+        path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+        entry = netrc.netrc(str(path)).authenticators(host)
+        if entry and entry[2]:
+            return str(path)
+    return "wandb's settings file" if settings.get("api_key") else None
+
+
+@contextmanager
+def _without_inherited_identity() -> Iterator[None]:
+    """Hide the variables that tie this process to a run or sweep from wandb, which reads them in setup and init."""
+    inherited = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_IDENTITY)}
+    # else wandb reports its own errors to the server, with its own time limits, at the end of the process
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        yield
+    finally:
+        os.environ.update(inherited)
+
+
+def _reset_client() -> None:
+    """End wandb's service process, and with it this process's run; the next init starts a new one (0.2 s)."""
+    import wandb
+
+    with suppress(Exception):
+        _bounded(wandb.teardown, GRACE_S)
+    os.environ.pop("WANDB_SERVICE", None)  # a service that others share would still hold the run's id
+
+
+def _bounded(call: Callable[[], T], limit_s: float) -> T:
+    """`call()` in a thread that is left behind after `limit_s`. Raises what the call raises, or TimeoutError."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # SystemExit too: wandb's teardown exits where its service ended badly
+            future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+    threading.Thread(target=work, name="wandb-bounded", daemon=True).start()
+    try:
+        return future.result(timeout=limit_s)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer in {limit_s:.0f} s") from None
+
+
+def _warn(text: str, identity: RunIdentity, error: Exception, *details: object) -> None:
+    brief = " ".join(str(error).split())[:300] or type(error).__name__
+    _logger.warning(text, identity.id, brief, *details)

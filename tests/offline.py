@@ -1,0 +1,62 @@
+"""Reads the `.wandb` files that offline runs leave behind, with wandb's own inspector (`wandb leet inspect`).
+
+The inspector's program is called directly: the `wandb` command takes half a second to get there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from wandb.util import get_core_path
+
+# JSON has no word for these, so the client writes texts
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def run_files(folder: Path) -> list[Path]:
+    """The `.wandb` files of the offline runs below a folder, oldest first."""
+    files = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns)
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All records of all offline runs of a folder, in the order in which they were written."""
+    return [record for file in run_files(folder) for record in records_of(file)]
+
+
+def records_of(file: Path) -> list[dict[str, Any]]:
+    """All records of one `.wandb` file."""
+    return [json.loads(line) for line in _inspect(file).splitlines() if line]
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The history rows of all offline runs of a folder, without the client's own `_...` columns."""
+    items = [record["history"]["item"] for record in read_records(folder) if record["type"] == "history"]
+    return [{name: _number(value) for name, value in item.items() if name[0] != "_"} for item in items]
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Of the newest offline run: `run_id`, `name`, `project`, `tags`, `config`, `summary`, `state`, `exit_code`, ..."""
+    content: dict[str, Any] = json.loads(_inspect(run_files(folder)[-1], "--summary"))
+    content["summary"] = {name: _number(value) for name, value in content["summary"].items()}
+    return content
+
+
+def read_axes(folder: Path) -> dict[str, str]:
+    """Metric name or pattern -> its step axis, as defined in the newest offline run."""
+    metrics = [record["metric"] for record in read_records(folder) if record["type"] == "metric"]
+    return {m.get("glob_name") or m["name"]: m["step_metric"] for m in metrics if "step_metric" in m}
+
+
+def _number(value: Any) -> Any:
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _inspect(file: Path, *options: str) -> str:
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
+    command += ["--run-file", str(file), str(file.parents[1])]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout

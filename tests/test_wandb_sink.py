@@ -1,0 +1,529 @@
+"""The W&B sink against the real client: offline files are read back, servers are a double on loopback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from offline import read_axes, read_history, read_records, read_summary, records_of, run_files
+from wandb_double import WandbDouble
+
+from model.errors import ConfigError
+from model.metrics import BATCH_NAMES, EPOCH_NAMES, EVAL_NAMES, OBJECTIVE_NAMES, Level
+from model.sinks import CsvSink, Event, read_csv
+from sweep import wandb_sink
+from sweep.wandb_sink import RunIdentity, WandbSink, resolve_mode
+
+KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a key: 40 characters
+REPOSITORY = Path(__file__).parents[1]
+
+
+def batch(iteration: int, **changes: float) -> Event:
+    """A full batch row, with values that differ in every column and are no short decimals."""
+    values: dict[str, float] = {name: (iteration + 1) / (column + 3) for column, name in enumerate(BATCH_NAMES)}
+    return Event(Level.BATCH, {**values, "batch/iteration": iteration, "batch/epoch": iteration // 2, **changes})
+
+
+def epoch(number: int) -> Event:
+    names = EPOCH_NAMES + EVAL_NAMES + OBJECTIVE_NAMES
+    values: dict[str, float] = {name: math.sqrt(number + column + 2) for column, name in enumerate(names)}
+    return Event(Level.EPOCH, {**values, "epoch": number})
+
+
+def summary() -> Event:
+    values = {"summary/best_epoch": 1, "summary/best_loss": 1 / 3, "summary/total_time_seconds": 12.5}
+    return Event(Level.SUMMARY, values)
+
+
+TWO_EPOCHS = [batch(0), batch(1), epoch(0), batch(2), batch(3), epoch(1)]
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credentials, no settings, no memory of an earlier server."""
+    for name in [n for n in os.environ if n.startswith("WANDB_") and n != "WANDB_SERVICE"]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setattr(WandbSink, "_offline_until_s", -math.inf)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ended_service() -> Iterator[None]:
+    yield
+    wandb_sink._reset_client()
+
+
+@pytest.fixture
+def fresh_client(bare_environment: None) -> Iterator[None]:
+    """The client reads its environment once; before and after this test it starts anew."""
+    wandb_sink._reset_client()
+    yield
+    wandb_sink._reset_client()
+
+
+@pytest.fixture
+def server(fresh_client: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbDouble]:
+    with WandbDouble() as double:
+        monkeypatch.setenv("WANDB_BASE_URL", double.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield double
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., WandbSink]:
+    def start_sink(run_id: str = "trial_1", mode: Any = "auto", **changes: Any) -> WandbSink:
+        identity = RunIdentity(run_id, f"name of {run_id}", "sweep", "tactile", None, tmp_path, tags=("mae",))
+        arguments = {"config": {"alpha": 0.3, "data": {"image_size": [48, 48]}}, "init_timeout_s": 5.0} | changes
+        return WandbSink(identity, mode=mode, **arguments)
+
+    return start_sink
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "sweep.wandb"]
+
+
+# --- the rows
+
+
+def test_offline_run_holds_the_same_rows_as_the_csv_files(start: Callable[..., WandbSink], tmp_path: Path) -> None:
+    sinks = [start(mode="offline"), CsvSink(tmp_path / "csv")]
+    for sink in sinks:
+        for event in [*TWO_EPOCHS, summary()]:
+            sink.log(event)
+        sink.close(0)
+
+    rows = read_history(tmp_path)
+    assert [row for row in rows if "epoch" not in row] == read_csv(tmp_path / "csv" / "batch.csv")
+    assert [row for row in rows if "epoch" in row] == read_csv(tmp_path / "csv" / "epoch.csv")
+    assert [set(row) for row in rows[:2]] == [set(BATCH_NAMES)] * 2
+    kept = {name: value for name, value in read_summary(tmp_path)["summary"].items() if name.startswith("summary/")}
+    assert kept == json.loads((tmp_path / "csv" / "summary.json").read_text())
+
+
+def test_values_that_are_absent_stay_absent(start: Callable[..., WandbSink], tmp_path: Path) -> None:
+    static_only = {name: value for name, value in batch(0).values.items() if name != "batch/loss_dynamic"}
+    sink = start(mode="offline")
+    sink.log(Event(Level.BATCH, static_only))
+    sink.log(batch(1))
+    sink.close(0)
+    assert read_history(tmp_path) == [static_only, batch(1).values]
+
+
+def test_nan_and_infinite_values_are_kept_and_break_nothing(
+    start: Callable[..., WandbSink], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = {"batch/loss_total": math.nan, "batch/loss_static": math.inf, "batch/loss_pred": -math.inf}
+    sink = start(mode="offline")
+    sink.log(batch(0, **odd))
+    sink.log(batch(1))
+    sink.close(1)
+    first, second = read_history(tmp_path)
+    assert {name: repr(first[name]) for name in odd} == {name: repr(value) for name, value in odd.items()}
+    assert second == batch(1).values
+    assert warnings_of(caplog) == []
+
+
+def test_the_run_record_names_run_group_config_step_axes_and_exit_code(
+    start: Callable[..., WandbSink], tmp_path: Path
+) -> None:
+    sink = start(mode="offline")
+    sink.log(batch(0))
+    sink.log(summary())
+    sink.close(1)
+
+    read = read_summary(tmp_path)
+    assert (read["run_id"], read["name"], read["project"], read["tags"]) == (
+        *("trial_1", "name of trial_1", "tactile"),
+        ["mae"],
+    )
+    assert read["config"] == {"alpha": 0.3, "data": {"image_size": [48, 48]}}
+    assert (read["exit_code"], read["state"]) == (1, "failed")
+    assert read["summary"]["summary/best_loss"] == 1 / 3  # also after a failure
+    run = next(record["run"] for record in read_records(tmp_path) if record["type"] == "run")
+    assert (run["run_group"], run["job_type"]) == ("sweep", "trial")
+    axes = {"batch/*": "batch/iteration", "epoch/*": "epoch", "eval/*": "epoch", "objective/*": "epoch"}
+    assert read_axes(tmp_path) == axes
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_resumed_parts_hold_every_row_once(start: Callable[..., WandbSink], tmp_path: Path, cut: int) -> None:
+    first = start(mode="offline")
+    for event in TWO_EPOCHS[:cut]:
+        first.log(event)
+    first.close(1)
+
+    logged = [event.values for event in TWO_EPOCHS[:cut]]
+    after = (
+        max([int(row["batch/iteration"]) for row in logged if "batch/iteration" in row], default=-1),
+        max([int(row["epoch"]) for row in logged if "epoch" in row], default=-1),
+    )
+    second = start(mode="offline", resume_after=after)
+    for event in TWO_EPOCHS:  # the checkpoint is older than the last row: everything is computed again
+        second.log(event)
+    second.close(0)
+    assert read_history(tmp_path) == [event.values for event in TWO_EPOCHS]
+
+
+def test_a_run_that_was_not_closed_does_not_take_the_next_runs_rows(
+    start: Callable[..., WandbSink], tmp_path: Path
+) -> None:
+    forgotten, following = start("trial_1", mode="offline"), start("trial_2", mode="offline")
+    following.log(batch(0))
+    following.close(0)
+    forgotten.close(0)
+    assert read_history(tmp_path) == [batch(0).values]
+    assert {file.name for file in run_files(tmp_path)} == {"run-trial_1.wandb", "run-trial_2.wandb"}
+
+
+# --- which run it is
+
+
+def test_inherited_run_and_sweep_variables_do_not_merge_trials(
+    start: Callable[..., WandbSink], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_client: None
+) -> None:
+    for name in ("RUN_ID", "RUN_GROUP", "NAME", "SWEEP_ID", "SWEEP_PARAM_PATH", "PROJECT", "JOB_TYPE", "DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", "inherited")
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    monkeypatch.setenv("WANDB_LAUNCH", "true")
+    for run_id in ("trial_1", "trial_2"):
+        sink = start(run_id, mode="offline")
+        sink.log(batch(0))
+        sink.close(0)
+
+    runs = [record["run"] for record in read_records(tmp_path) if record["type"] == "run"]
+    assert {run["run_id"] for run in runs} == {"trial_1", "trial_2"}
+    assert "inherited" not in json.dumps(runs)
+    assert os.environ["WANDB_RUN_ID"] == "inherited"  # hidden from wandb only
+
+
+def test_a_trial_of_a_wandb_agent_joins_its_sweep(tmp_path: Path) -> None:
+    identity = RunIdentity("trial_1", "name", "sweep", "tactile", None, tmp_path, sweep_id="abc123")
+    WandbSink(identity, {}, "offline", 5.0).close(0)
+    run = next(record["run"] for record in read_records(tmp_path) if record["type"] == "run")
+    assert (run["run_id"], run["sweep_id"]) == ("trial_1", "abc123")
+
+
+@pytest.mark.parametrize("run_id", ["", "a/b", " a", "a:b", "x" * 129])
+def test_a_run_id_that_wandb_does_not_take_says_which_it_takes(run_id: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run id .*must have 1-128 characters"):
+        RunIdentity(run_id, "name", "group", "project", None, tmp_path)
+
+
+def test_a_time_limit_that_is_not_positive_says_so(start: Callable[..., WandbSink]) -> None:
+    with pytest.raises(ConfigError, match="init_timeout_s = 0"):
+        start(init_timeout_s=0)
+
+
+# --- online, offline or disabled
+
+
+def test_auto_without_credentials_is_offline_and_says_how_to_go_online() -> None:
+    mode, reason = resolve_mode("auto")
+    assert mode == "offline"
+    assert "wandb login" in reason
+
+
+def test_auto_with_a_key_is_online_and_does_not_show_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert resolve_mode("auto") == ("online", "api.wandb.ai, with the credentials of WANDB_API_KEY")
+
+
+@pytest.mark.parametrize(
+    ("machine", "base_url", "expected"),
+    [
+        ("api.wandb.ai", None, "online"),
+        ("wandb.example.org", "https://wandb.example.org/", "online"),
+        ("wandb.example.org:8080", "http://wandb.example.org:8080", "online"),
+        ("api.wandb.ai", "https://wandb.example.org", "offline"),  # a key for another server
+    ],
+)
+def test_auto_follows_the_netrc_entry_of_the_server(
+    machine: str, base_url: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home" / ".netrc").write_text(f"machine {machine}\n  login user\n  password {KEY}\n")
+    if base_url:
+        monkeypatch.setenv("WANDB_BASE_URL", base_url)
+    assert resolve_mode("auto")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"[default]\napi_key = {KEY}\n", "online"),
+        (f"[default]\napi_key = {KEY}\nmode = offline\n", "offline"),
+        ("[default]\nmode = disabled\n", "disabled"),
+        ("[other]\nmode = disabled\n", "offline"),
+    ],
+)
+def test_auto_follows_wandbs_own_settings_file(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "home" / ".config" / "wandb" / "settings"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert resolve_mode("auto")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "mode", "expected"),
+    [
+        ("offline", "auto", "offline"),
+        ("dryrun", "auto", "offline"),
+        ("disabled", "auto", "disabled"),
+        ("run", "auto", "online"),
+        ("offline", "online", "online"),  # the spec file decides where it says something
+        ("nonsense", "auto", "online"),
+    ],
+)
+def test_auto_respects_wandb_mode(variable: str, mode: Any, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", variable)
+    assert resolve_mode(mode)[0] == expected
+
+
+def test_an_unknown_mode_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'onlin'; must be one of: auto, online, offline, disabled"):
+        resolve_mode("onlin")  # type: ignore[arg-type]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    netrc=st.binary(max_size=60), own=st.binary(max_size=60), url=st.text(st.characters(codec="ascii", min_codepoint=1))
+)
+def test_resolving_survives_any_content_of_the_users_files(
+    netrc: bytes, own: bytes, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_bytes(b"machine " + netrc)
+    (tmp_path / "settings").write_bytes(b"[default]\n" + own)
+    with monkeypatch.context() as patch:
+        patch.setenv("NETRC", str(tmp_path / "netrc"))
+        patch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+        patch.setenv("WANDB_BASE_URL", url)
+        assert resolve_mode("auto")[0] in ("online", "offline", "disabled")
+
+
+def test_online_without_credentials_is_offline_and_warns(
+    start: Callable[..., WandbSink], caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = start(mode="online")
+    sink.close(0)
+    assert sink.mode == "offline"
+    assert "no credentials" in warnings_of(caplog)[0]
+
+
+def test_disabled_writes_nothing(start: Callable[..., WandbSink], tmp_path: Path) -> None:
+    sink = start(mode="disabled")
+    for event in [batch(0), epoch(0), summary()]:
+        sink.log(event)
+    sink.close(0)
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_a_terminal_sees_no_question_and_no_output(tmp_path: Path) -> None:
+    trial = (
+        "from pathlib import Path\n"
+        "import sys\n"
+        "from sweep.wandb_sink import RunIdentity, WandbSink, resolve_mode\n"
+        "resolve_mode('auto')\n"
+        "assert 'wandb' not in sys.modules, 'resolving imports wandb'\n"
+        "for mode in ('auto', 'online'):\n"
+        "    WandbSink(RunIdentity(mode, 'n', 'g', 'p', None, Path()), {}, mode, 5.0).close(0)\n"
+    )
+    terminal, inside = pty.openpty()
+    try:
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        environment.pop("WANDB_SERVICE", None)
+        command = [sys.executable, "-c", trial]
+        process = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, env=environment, cwd=tmp_path)
+        assert process.wait(timeout=30) == 0
+        os.write(inside, b"|")  # marks the end: reading an empty terminal would wait
+        shown = os.read(terminal, 10_000).decode()
+    finally:
+        os.close(terminal)
+        os.close(inside)
+    # the warning that online is not possible is ours, and goes through logging
+    assert [line for line in shown.rstrip("|").splitlines() if "no credentials" not in line] == []
+    assert len(run_files(tmp_path)) == 2
+
+
+# --- servers
+
+
+def test_an_online_run_sends_every_row_and_its_exit_code(
+    start: Callable[..., WandbSink], server: WandbDouble, tmp_path: Path
+) -> None:
+    sink = start()
+    for event in [*TWO_EPOCHS, summary()]:
+        sink.log(event)
+    sink.close(3)
+    assert sink.mode == "online"
+    assert server.rows("trial_1") == [event.values for event in TWO_EPOCHS]
+    assert server.exit_code == {"trial_1": 3}
+    assert server.run["trial_1"]["groupName"] == "sweep"
+
+
+def test_a_resumed_online_run_goes_on_behind_its_earlier_rows(
+    start: Callable[..., WandbSink], server: WandbDouble
+) -> None:
+    for after, exit_code in ((None, 1), ((1, 0), 0)):
+        sink = start(resume_after=after)
+        for event in TWO_EPOCHS[: 3 if after is None else None]:
+            sink.log(event)
+        sink.close(exit_code)
+    assert server.rows("trial_1") == [event.values for event in TWO_EPOCHS]
+    assert server.exit_code == {"trial_1": 0}
+
+
+@pytest.mark.parametrize("behaviour", ["refuse_key", "error", "hang", "gone"])
+def test_a_failing_server_costs_one_timeout_and_a_warning_and_no_row(
+    behaviour: Any,
+    start: Callable[..., WandbSink],
+    server: WandbDouble,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.behaviour = behaviour
+    if behaviour == "gone":
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # refused: the discard port has no server
+    began = time.monotonic()
+    first = start("trial_1", init_timeout_s=1.0)
+    first_s = time.monotonic() - began
+    second = start("trial_2", init_timeout_s=1.0)
+    second_s = time.monotonic() - began - first_s
+    for sink in (first, second):
+        for event in TWO_EPOCHS:
+            sink.log(event)
+        sink.close(0)
+
+    assert first_s < 1.0 + 3.0  # the rest is the end and the start of the service process, on a busy machine
+    assert second_s < 0.9  # does not wait again
+    assert (first.mode, second.mode) == ("offline", "offline")
+    assert read_history(tmp_path) == 2 * [event.values for event in TWO_EPOCHS]
+    (warning,) = warnings_of(caplog)
+    assert "wandb sync" in warning
+    assert KEY not in warning
+
+
+def test_a_server_that_fails_later_does_not_hold_up_the_end_of_a_trial(
+    start: Callable[..., WandbSink], server: WandbDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = start(finish_timeout_s=0.5)
+    server.behaviour = "hang"
+    for event in TWO_EPOCHS:
+        sink.log(event)
+    began = time.monotonic()
+    sink.close(0)
+    assert time.monotonic() - began < 2.0
+    (warning,) = warnings_of(caplog)
+    folder = Path(warning.rpartition("wandb sync ")[2])
+    assert (folder / "run-trial_1.wandb").is_file()
+
+
+def test_online_is_tried_again_after_a_while(
+    start: Callable[..., WandbSink], server: WandbDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_sink, "RETRY_ONLINE_AFTER_S", 0.0)
+    server.behaviour = "refuse_key"
+    start("trial_1").close(0)
+    server.behaviour = "answer"
+    sink = start("trial_2")
+    sink.close(0)
+    assert sink.mode == "online"
+
+
+def test_a_dead_service_process_costs_rows_of_one_run_only(
+    start: Callable[..., WandbSink], tmp_path: Path, caplog: pytest.LogCaptureFixture, fresh_client: None
+) -> None:
+    sink = start("trial_1", mode="offline")
+    (service,) = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+    service.kill()
+    service.wait(timeout=10)
+    for event in TWO_EPOCHS:
+        sink.log(event)
+    sink.close(0)
+    following = start("trial_2", mode="offline")
+    following.log(batch(0))
+    following.close(0)
+    assert "misses rows" in warnings_of(caplog)[0]
+    assert len(warnings_of(caplog)) == 2  # one for all its rows, one for its end
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-trial_2.wandb")
+    assert [r["history"]["item"]["batch/iteration"] for r in records_of(file) if r["type"] == "history"] == [0]
+
+
+def test_a_folder_that_cannot_be_written_does_not_stop_the_trial(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    sink = WandbSink(RunIdentity("a", "n", "g", "p", None, tmp_path / "file"), {}, "offline", 5.0)
+    sink.log(batch(0))
+    sink.close(0)
+    assert "records nothing" in warnings_of(caplog)[0]
+
+
+def test_the_key_is_in_no_file_and_no_log(
+    start: Callable[..., WandbSink], server: WandbDouble, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    start("trial_1").close(0)
+    server.behaviour = "refuse_key"
+    start("trial_2").close(0)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    assert files
+    assert KEY not in caplog.text
+
+
+@pytest.mark.slow
+def test_offline_parts_of_a_resumed_run_sync_to_one_run(
+    start: Callable[..., WandbSink], server: WandbDouble, tmp_path: Path
+) -> None:
+    for after in (None, (1, 0)):
+        sink = start(mode="offline", resume_after=after)
+        for event in TWO_EPOCHS[: 3 if after is None else None]:
+            sink.log(event)
+        sink.close(0)
+        time.sleep(1.1)  # the parts are ordered by the second in which they started
+    folders = [str(file.parent) for file in run_files(tmp_path)]
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *folders], check=True, capture_output=True, timeout=60)
+    assert server.rows("trial_1") == [event.values for event in TWO_EPOCHS]
+
+
+def test_two_processes_log_at_once(tmp_path: Path) -> None:
+    trial = (
+        "from pathlib import Path\n"
+        "import sys\n"
+        "from model.metrics import Level\n"
+        "from model.sinks import Event\n"
+        "from sweep.wandb_sink import RunIdentity, WandbSink\n"
+        "for part in range(3):\n"
+        "    sink = WandbSink(RunIdentity(f'{sys.argv[1]}_{part}', 'n', 'g', 'p', None, Path()), {}, 'offline', 5.0)\n"
+        "    for i in range(10):\n"
+        "        sink.log(Event(Level.BATCH, {'batch/iteration': i}))\n"
+        "    sink.close(0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("WANDB_SERVICE", None)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", trial, name], env=environment, cwd=tmp_path) for name in ("a", "b")
+    ]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    rows = [len([r for r in records_of(file) if r["type"] == "history"]) for file in run_files(tmp_path)]
+    assert rows == [10] * 6
