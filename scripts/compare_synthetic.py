@@ -94,7 +94,7 @@ def chosen(source: Source, sequences: Sequences) -> list[str]:
     if source.kind == "synthetic":
         motion = {name: source.labels(number)["motion"] for number, name in enumerate(sequences)}
         wanted = zip(by_kind.values(), itertools.cycle(MOTIONS), strict=False)
-        return [max(names, key=lambda name, want=want: motion[name] == want) for names, want in wanted][:ROWS]
+        return [next((name for name in names if motion[name] == want), names[0]) for names, want in wanted][:ROWS]
     return sorted((max(names, key=change) for names in by_kind.values()), key=change, reverse=True)[:ROWS]
 
 

@@ -91,7 +91,10 @@ def _first(spec: SweepSpec) -> list[tuple[str | None, Values]]:
     """Presets with their names, then the grid's other points."""
     first: list[tuple[str | None, Values]] = []
     for number, preset in enumerate(spec.presets):
-        first.append((preset_name(preset, number), spec.space.fill_preset(preset, spec.trainer)))
+        name = preset_name(preset, number)
+        if any(name == other for other, _ in first):
+            name += f"-{number}"
+        first.append((name, spec.space.fill_preset(preset, spec.trainer)))
     if spec.method == "grid":
         presets = [values for _, values in first]
         first += [(None, point) for point in spec.space.grid() if point not in presets]
@@ -100,7 +103,7 @@ def _first(spec: SweepSpec) -> list[tuple[str | None, Values]]:
 
 def preset_name(preset: Values, number: int) -> str:
     """A short name for a preset: the two that everyone knows, else its place in the spec."""
-    if "alpha" in preset and set(preset) <= {"alpha", "beta"}:
+    if "alpha" in preset:
         weights = (preset["alpha"], preset.get("beta", 1 - preset["alpha"]))
         known = {(0.5, 0.5): "equal-weights", (0.75, 0.25): "balanced-weights"}
         return known.get(weights, f"preset-{number}")

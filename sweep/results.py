@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -140,9 +140,9 @@ class TrialTable:
 
     REWRITE_EVERY_S = 2.0
 
-    def __init__(self, folder: ResultsFolder, parameters: Sequence[str]) -> None:
+    def __init__(self, folder: ResultsFolder, spec: SweepSpec) -> None:
         self._folder = folder
-        self._parameters = tuple(parameters)
+        self._spec = spec
         self._rows: dict[int, dict[str, Any]] = {}
         self._written_at = 0.0
 
@@ -151,10 +151,25 @@ class TrialTable:
         """Column names; metrics are those after the trial's last epoch."""
         last = tuple(name for name in EPOCH_NAMES if name != "epoch")
         head = ("trial", "state", "reason", "preset", "epochs")
-        return (*head, *self._parameters, *OBJECTIVE_NAMES, *EVAL_NAMES, *last, *SUMMARY_NAMES)
+        return (
+            *head,
+            *self._spec.space.parameters,
+            "effective_mask_ratio",
+            *OBJECTIVE_NAMES,
+            *EVAL_NAMES,
+            *last,
+            *SUMMARY_NAMES,
+        )
 
     def update(self, record: Record, trial: str, now: bool = False) -> None:
         """Put a trial's row in its present state."""
+        row = self.row(record, trial)
+        self._rows[record.number] = row
+        if now or time.monotonic() - self._written_at > self.REWRITE_EVERY_S:
+            self.write()
+
+    def row(self, record: Record, trial: str) -> dict[str, Any]:
+        """A trial's row as its files and the study have it now."""
         folder = self._folder.trial_folder(trial)
         epochs = read_csv(folder / "epoch.csv")
         row: dict[str, Any] = {
@@ -164,14 +179,19 @@ class TrialTable:
             "preset": record.preset,
             "epochs": len(epochs),
             **record.values,
+            "effective_mask_ratio": self._effective_mask_ratio(record),
             **(epochs[-1] if epochs else {}),
         }
         summary = folder / "summary.json"
         if summary.exists():
             row |= json.loads(summary.read_text(encoding="utf-8"))
-        self._rows[record.number] = row
-        if now or time.monotonic() - self._written_at > self.REWRITE_EVERY_S:
-            self.write()
+        return row
+
+    def _effective_mask_ratio(self, record: Record) -> float | None:
+        try:
+            return self._spec.space.to_config(self._spec.trainer, record.values).effective_mask_ratio
+        except ConfigError:  # a trial that failed because its values do not go together
+            return None
 
     def write(self) -> None:
         """Write all rows, by trial."""

@@ -100,7 +100,7 @@ def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console) -> int:
 
     records = study.records()
     ended = [record for record in records if record.outcome is not Outcome.RUNNING]
-    table = TrialTable(folder, tuple(spec.space.parameters))
+    table = TrialTable(folder, spec)
     for record in records:
         table.update(record, trial_name(record.number))
     to_run = spec.num_trials - len(ended)

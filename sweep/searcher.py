@@ -35,6 +35,7 @@ class StudySearcher(Searcher):
         mode: "min" or "max".
         make_config: a suggestion's values -> the trial's config; ConfigError makes it a failed trial.
         crash_reason: number of a crashed trial -> why.
+        target: no new trial is started once a finished one has reached this value (W&B's `metric.target`).
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class StudySearcher(Searcher):
         mode: str,
         make_config: Callable[[dict[str, Any]], TrainConfig],
         crash_reason: Callable[[int], str],
+        target: float | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._study = study
         self._left = num_trials
         self._make_config = make_config
         self._crash_reason = crash_reason
+        self._target = target
         self._numbers: dict[str, int] = {}
         self.stopping = False
 
@@ -94,8 +97,14 @@ class StudySearcher(Searcher):
             self._study.report(number, result[EPOCHS] - 1, result[self.metric])
             if result.get(FINISHED):
                 self._study.finish(number, Outcome.COMPLETE)
+                self.stopping |= self._reaches_target(result[self.metric])
             else:
                 self._study.finish(number, Outcome.PRUNED, f"stopped early after {result[EPOCHS]} epochs")
+
+    def _reaches_target(self, value: float) -> bool:
+        if self._target is None:
+            return False
+        return value <= self._target if self.mode == "min" else value >= self._target
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's journal holds the state."""

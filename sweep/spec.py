@@ -424,7 +424,8 @@ def _warnings(spec: SweepSpec) -> Iterator[str]:
             f"early_terminate: the first decision comes after {stop.first_rung} epochs, but a trial has only "
             f"{spec.trainer.epochs}, so nothing is ever stopped early. Lower min_iter or raise trainer.epochs."
         )
-    for name in sorted(set(_given(spec.trainer)) & spec.parameters.keys()):
+    filled_in = {n for p in spec.presets for n in spec.space.fill_preset(p, spec.trainer).keys() - p.keys()}
+    for name in sorted((set(_given(spec.trainer)) & spec.parameters.keys()) - filled_in):
         yield f"trainer.{name} is also a parameter; the parameter wins. Leave trainer.{name} out."
     for name, entry in spec.parameters.items():
         yield from (f"parameters.{name}: {text}" for text in _parameter_warnings(name, entry))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our sinks log; Tune's would do it again
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the study is the state; Tune's snapshots are not used
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # an interrupted trial reports no metric
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours lets trials leave a checkpoint first
@@ -222,6 +223,7 @@ def run_trials(
         mode=mode,
         make_config=lambda values: spec.space.to_config(spec.trainer, values),
         crash_reason=lambda number: _crash_reason(folder, number),
+        target=spec.metric.target,
     )
     with _ray() as cluster, _stopping(searcher, folder.stop_file, watcher) as stopped:
         concurrent = max_concurrent(spec.resources, cluster)
@@ -251,6 +253,7 @@ def run_trials(
                 storage_path=str(folder.path),
                 verbose=0,
                 callbacks=[_TuneCallback(watcher)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=spec.retries.max_failures),
             ),
         )

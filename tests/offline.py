@@ -8,29 +8,36 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 from wandb.util import get_core_path
+
+FLUSH_LIMIT_S = 10.0  # a run's end returns a moment before the service process has written the file to its end
 
 # JSON has no word for these, so the client writes texts
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def run_files(folder: Path) -> list[Path]:
-    """The `.wandb` files of the offline runs below a folder, oldest first."""
-    files = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return sorted(files, key=lambda path: path.stat().st_mtime_ns)
+    """The `.wandb` files of the offline runs of a folder, by the second of their start, then by run id and part."""
+    return sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """All records of all offline runs of a folder, in the order in which they were written."""
+    """All records of all offline runs of a folder, in the order of `run_files`."""
     return [record for file in run_files(folder) for record in records_of(file)]
 
 
 def records_of(file: Path) -> list[dict[str, Any]]:
-    """All records of one `.wandb` file."""
-    return [json.loads(line) for line in _inspect(file).splitlines() if line]
+    """All records of one `.wandb` file, once it has its last one."""
+    give_up = time.monotonic() + FLUSH_LIMIT_S
+    while True:
+        records = [json.loads(line) for line in _inspect(file).splitlines() if line]
+        if any(record["type"] == "exit" for record in records) or time.monotonic() > give_up:
+            return records
+        time.sleep(0.02)
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
@@ -40,14 +47,16 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Of the newest offline run: `run_id`, `name`, `project`, `tags`, `config`, `summary`, `state`, `exit_code`, ..."""
-    content: dict[str, Any] = json.loads(_inspect(run_files(folder)[-1], "--summary"))
+    """Of the last offline run: `run_id`, `name`, `project`, `tags`, `config`, `summary`, `state`, `exit_code`, ..."""
+    last = run_files(folder)[-1]
+    records_of(last)
+    content: dict[str, Any] = json.loads(_inspect(last, "--summary"))
     content["summary"] = {name: _number(value) for name, value in content["summary"].items()}
     return content
 
 
 def read_axes(folder: Path) -> dict[str, str]:
-    """Metric name or pattern -> its step axis, as defined in the newest offline run."""
+    """Metric name or pattern -> its step axis, as defined in the offline runs."""
     metrics = [record["metric"] for record in read_records(folder) if record["type"] == "metric"]
     return {m.get("glob_name") or m["name"]: m["step_metric"] for m in metrics if "step_metric" in m}
 

@@ -325,6 +325,13 @@ def test_what_is_probably_not_meant_is_one_warning_with_a_remedy(content, part):
     assert part in warning
 
 
+def test_a_trainer_value_that_the_presets_take_is_no_second_value_of_its_parameter():
+    parameters = ALPHA | {"base_lr": {"min": 1e-4, "max": 1e-2}}
+    assert make(parameters=parameters, trainer={"base_lr": 2e-3}).warnings() == []
+    (warning,) = make(parameters=parameters, trainer={"base_lr": 2e-3}, search={"presets": []}).warnings()
+    assert "trainer.base_lr is also a parameter" in warning
+
+
 def test_loss_train_is_no_warning_where_nothing_shifts_it():
     spec = make(parameters={"base_lr": {"min": 1e-4, "max": 1e-3}}, objective={"loss": "train"})
     assert spec.warnings() == []

@@ -431,7 +431,7 @@ def test_a_server_that_fails_later_does_not_hold_up_the_end_of_a_trial(
         sink.log(event)
     began = time.monotonic()
     sink.close(0)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 3.0
     (warning,) = warnings_of(caplog)
     folder = Path(warning.rpartition("wandb sync ")[2])
     assert (folder / "run-trial_1.wandb").is_file()

@@ -11,7 +11,7 @@ import math
 import re
 import struct
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -231,10 +231,10 @@ class VideoSource:
             wanted = f"{', '.join(sorted(VIDEO_SUFFIXES))} files in {root} or its folders"
             raise DataError(_nothing_found(root, "videos", wanted))
         names = [_relative(path.with_suffix(""), root) for path in self._paths]
+        uses = Counter(names)
         # a.avi beside a.mp4: the suffix keeps the two apart
         self.sequences = [
-            name if names.count(name) == 1 else _relative(path, root)
-            for name, path in zip(names, self._paths, strict=True)
+            name if uses[name] == 1 else _relative(path, root) for name, path in zip(names, self._paths, strict=True)
         ]
         self.num_units = len(self._paths)
 

@@ -122,17 +122,12 @@ def _opened(folder: Path, size: HeightWidth) -> FrameStore | None:
             [Sequence(**sequence) for sequence in meta["sequences"]],
             [Fault(**fault) for fault in meta["skipped"]],
         )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        log.warning("frame store %s is damaged (%s); it is built again", folder, error)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     firsts = [sequence.first for sequence in store.sequences]
     ends = [sequence.first + sequence.length for sequence in store.sequences]
-    if frames.dtype != np.uint8 or frames.shape[1:] != (*size, 3) or [*firsts, len(frames)] != [0, *ends]:
-        log.warning("frame store %s is damaged (frames and meta.json disagree); it is built again", folder)
-        return None
-    return store
+    whole = [*firsts, len(frames)] == [0, *ends]
+    return store if whole and frames.dtype == np.uint8 and frames.shape[1:] == (*size, 3) else None
 
 
 # --- building ------------------------------------------------------------------------------------------------------
@@ -144,10 +139,12 @@ def _build(source: Source, size: HeightWidth, folder: Path, progress: Progress |
     _remove(scratch)  # left by a build that was killed
     scratch.mkdir()
     try:
+        if folder.exists():
+            log.warning("the frame store %s is damaged; it is built again", folder)
         log.info("decoding %d sequences into %s", len(source.sequences), folder)
         with FrameWriter(scratch / "frames.npy", size) as writer, ThreadPoolExecutor(_num_threads()) as pool:
             sequences, skipped = _decode(source, size, pool, writer, progress)
-        _check_faults(source, skipped, bool(sequences))
+        _check_faults(source, skipped)
         meta = {
             "version": STORE_VERSION,
             "source": source.kind,
@@ -234,8 +231,8 @@ class FrameWriter:
             self._file.close()
 
 
-def _check_faults(source: Source, skipped: list[Fault], any_frames: bool) -> None:
-    if len(skipped) > MAX_FAULTY * source.num_units or not any_frames:
+def _check_faults(source: Source, skipped: list[Fault]) -> None:
+    if len(skipped) > MAX_FAULTY * source.num_units:
         raise DataError(
             f"{_faults_text(source, skipped)} At most {MAX_FAULTY:.0%} may be unreadable; copy them again from where "
             "they were recorded, or remove them."

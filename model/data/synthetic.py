@@ -12,7 +12,7 @@ heights, Phong shading added to a real background), TACTO (Wang et al. 2022: dif
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -95,7 +95,8 @@ def generate(config: SyntheticConfig, height_width: tuple[int, int]) -> tuple[Fr
 
 def make_press(config: SyntheticConfig, index: int, height_width: tuple[int, int]) -> tuple[Frames, Press]:
     """Press number `index`: uint8 [T, H, W, 3] and its plan. Depends on the seed and the index, not on their number."""
-    press, rng = _planned(config, index)
+    rng = np.random.default_rng([config.seed, index])
+    press = plan_press(rng, config.frames)
     clean = render(press, height_width)
     noisy = clean + NOISE * rng.standard_normal(clean.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), press
@@ -103,12 +104,7 @@ def make_press(config: SyntheticConfig, index: int, height_width: tuple[int, int
 
 def press_of(config: SyntheticConfig, index: int) -> Press:
     """The plan of press number `index`, without rendering it."""
-    return _planned(config, index)[0]
-
-
-def _planned(config: SyntheticConfig, index: int) -> tuple[Press, np.random.Generator]:
-    rng = np.random.default_rng([config.seed, index])
-    return plan_press(rng, config.frames), rng
+    return plan_press(np.random.default_rng([config.seed, index]), config.frames)
 
 
 # --- the plan of a press -----------------------------------------------------------------------------------------
@@ -127,11 +123,11 @@ class Press:
     shear_mm: Floats  # [T, 2] how far the gel's surface is dragged along
     twist: Floats  # [T] radians by which the surface is turned along
     slip: NDArray[np.bool_]  # [T]
-    background: NDArray[np.float64] = field(default_factory=BACKGROUND.copy)  # [3, 6], see _background
-    marker_spacing_mm: float = 2.2
-    marker_radius_mm: float = 0.36
-    marker_offset: tuple[float, float] = (0.0, 0.0)  # of the grid, in spacings
-    marker_angle: float = 0.0
+    background: NDArray[np.float64]  # [3, 6], see _background
+    marker_spacing_mm: float
+    marker_radius_mm: float
+    marker_offset: tuple[float, float]  # of the grid, in spacings
+    marker_angle: float
 
 
 def plan_press(rng: np.random.Generator, num_frames: int) -> Press:
@@ -146,9 +142,8 @@ def plan_press(rng: np.random.Generator, num_frames: int) -> Press:
     motion = str(rng.choice(MOTIONS))
     start = rng.uniform(-0.55, 0.55, 2) * np.array(GEL_MM[::-1]) / 2
     angle = np.full(num_frames, rng.uniform(0, 2 * np.pi))
-    travel = np.zeros((num_frames, 2))
-    shear, twist = np.zeros((num_frames, 2)), np.zeros(num_frames)
-    slip = np.zeros(num_frames, bool)
+    travel, shear = np.zeros((2, num_frames, 2))
+    twist, slip = np.zeros(num_frames), np.zeros(num_frames, bool)
     progress = _ease(time, held - 0.05, release)  # it starts to move before it is all the way in
     if motion == "slide":
         toward = rng.uniform(0, 2 * np.pi)

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Install what is needed, then check the code and run the tests.
+#   scripts/test.sh                 ruff, mypy and the quick tests (a few minutes)
+#   scripts/test.sh --slow          the tests that start Ray or train for longer
+#   scripts/test.sh tests/test_spec.py -k grid      these tests only, with pytest's options
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+prepare_env "[dev]"
+cd "$root"
+case "${1:-}" in
+  "")
+    ruff check .
+    ruff format --check .
+    mypy
+    exec python -m pytest -n 2 -m "not slow"
+    ;;
+  --slow)
+    shift
+    exec python -m pytest -m slow "$@"
+    ;;
+  *)
+    exec python -m pytest "$@"
+    ;;
+esac

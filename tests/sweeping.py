@@ -1,0 +1,45 @@
+"""Small sweeps for the tests: trials of a fraction of a second, on the procedural clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from model.configfile import validated
+from sweep.spec import SweepSpec
+
+TINY_TRAINER: dict[str, Any] = {
+    "data": {"image_size": 16, "eval_clips": 8, "synthetic": {"sequences": 12, "frames": 8}},
+    "encoder": {"width": 32, "depth": 1, "heads": 2, "patch_size": 4},
+    "decoder": {"width": 32, "depth": 1, "heads": 2},
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "batch_size": 8,
+    "base_lr": 0.03,
+}
+
+
+def tiny_content(**changes: Any) -> dict[str, Any]:
+    """A spec's content: 4 trials of 3 epochs of 6 updates; `changes` replace whole blocks."""
+    return {
+        "name": "tiny",
+        "parameters": {
+            "alpha": {"min": 0.1, "max": 0.9},
+            "base_lr": {"distribution": "log_uniform_values", "min": 0.01, "max": 0.3},
+        },
+        "run_cap": 4,
+        "trainer": TINY_TRAINER,
+        "search": {"startup_trials": 2},
+        "wandb": {"mode": "offline"},
+        **changes,
+    }
+
+
+def tiny_spec(**changes: Any) -> SweepSpec:
+    """A checked spec of `tiny_content`."""
+    return validated(SweepSpec, tiny_content(**changes), "test")
+
+
+def trial_folders(results: Path) -> list[Path]:
+    """The folders of a sweep's trials, by id."""
+    return sorted((results / "trials").iterdir())

@@ -1,0 +1,106 @@
+"""Our study behind Ray's Searcher interface, driven by the calls that Ray makes."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from model.config import TrainConfig
+from model.errors import ConfigError
+from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, StudySearcher
+from sweep.study import Outcome, SweepStudy
+from tests.sweeping import tiny_spec
+
+SPEC = tiny_spec()
+METRIC = "objective/value"
+
+
+def make(folder: Path, num_trials: int = 3, **options: Any) -> tuple[SweepStudy, StudySearcher]:
+    study = SweepStudy(folder, "tiny", SPEC.space, sampler="random")
+    defaults: dict[str, Any] = {
+        "metric": METRIC,
+        "mode": "min",
+        "make_config": lambda values: SPEC.space.to_config(SPEC.trainer, values),
+        "crash_reason": lambda number: f"crash of {number}",
+    }
+    return study, StudySearcher(study, num_trials, **defaults | options)
+
+
+def result(epochs: int, value: float, **more: Any) -> dict[str, Any]:
+    return {EPOCHS: epochs, METRIC: value, FINISHED: False, DIVERGED: None, INTERRUPTED: False, **more}
+
+
+def test_a_suggestion_is_a_whole_config_under_the_trials_one_id(tmp_path: Path) -> None:
+    _, searcher = make(tmp_path)
+    suggestion = searcher.suggest("ray-id")
+    assert isinstance(suggestion, dict)
+    assert suggestion["trial"] == "0000"
+    config = TrainConfig.model_validate(suggestion["config"])
+    assert config.alpha == suggestion["values"]["alpha"]
+    assert config.epochs == SPEC.trainer.epochs
+
+
+def test_it_is_finished_after_the_trials_asked_for(tmp_path: Path) -> None:
+    _, searcher = make(tmp_path, num_trials=2)
+    assert isinstance(searcher.suggest("a"), dict)
+    assert isinstance(searcher.suggest("b"), dict)
+    assert searcher.suggest("c") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("last", "outcome", "value"),
+    [
+        (result(2, 0.5, **{FINISHED: True}), Outcome.COMPLETE, 0.5),
+        (result(2, 0.5), Outcome.PRUNED, 0.5),
+        (result(1, math.nan, **{DIVERGED: "loss_pred = nan"}), Outcome.DIVERGED, 0.9),
+        ({INTERRUPTED: True}, Outcome.RUNNING, 0.9),
+    ],
+)
+def test_a_trial_ends_as_what_its_last_result_says(
+    tmp_path: Path, last: dict[str, Any], outcome: Outcome, value: float
+) -> None:
+    study, searcher = make(tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(1, 0.9))
+    searcher.on_trial_complete("a", last)
+    assert (study.record(0).outcome, study.record(0).value) == (outcome, value)
+
+
+def test_a_crashed_trial_fails_with_its_reason(tmp_path: Path) -> None:
+    study, searcher = make(tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", error=True)
+    assert (study.record(0).outcome, study.record(0).reason) == (Outcome.FAILED, "crash of 0")
+
+
+def test_values_that_do_not_go_together_are_a_failed_trial_and_the_next_is_tried(tmp_path: Path) -> None:
+    def picky(values: dict[str, Any]) -> TrainConfig:
+        if study.records()[-1].number == 0:
+            raise ConfigError("trial: min_lr is above the peak")
+        return SPEC.space.to_config(SPEC.trainer, values)
+
+    study, searcher = make(tmp_path, make_config=picky)
+    suggestion = searcher.suggest("a")
+    assert isinstance(suggestion, dict)
+    assert suggestion["trial"] == "0001"
+    assert (study.record(0).outcome, study.record(0).reason) == (Outcome.FAILED, "trial: min_lr is above the peak")
+
+
+def test_no_new_trial_after_one_reached_the_target(tmp_path: Path) -> None:
+    _, searcher = make(tmp_path, target=0.6)
+    searcher.suggest("a")
+    searcher.suggest("b")
+    searcher.on_trial_complete("a", result(3, 0.7, **{FINISHED: True}))
+    assert not searcher.stopping
+    searcher.on_trial_complete("b", result(3, 0.6, **{FINISHED: True}))
+    assert searcher.suggest("c") == Searcher.FINISHED
+
+
+def test_tune_can_pickle_it(tmp_path: Path) -> None:
+    _, searcher = make(tmp_path)
+    pickle.loads(pickle.dumps(searcher))
