@@ -6,6 +6,7 @@ The config is the whole truth: two runs with equal configs on the same data give
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,6 +19,7 @@ BASE_BATCH = 256  # base_lr is given for this effective batch (linear scaling ru
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class _Config(BaseModel):
@@ -76,8 +78,8 @@ class DataConfig(_Config):
     @field_validator("root", "store_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        # Ray workers run in another folder
-        return None if path is None else Path(path).expanduser().absolute()
+        # Ray workers run in another folder; ".." goes, symbolic links stay
+        return None if path is None else Path(os.path.abspath(path.expanduser()))  # noqa: PTH100
 
     @field_validator("group_pattern")
     @classmethod
@@ -184,7 +186,7 @@ class TrainConfig(_Config):
     warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     """Of matrices; biases, norms and embeddings have none."""
-    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     """AdamW (Loshchilov & Hutter 2019); 0.95 after He et al. 2021."""
     clip_grad: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
     """Largest gradient norm; null switches clipping off."""
@@ -222,14 +224,14 @@ class TrainConfig(_Config):
                 f"data.image_size = {height} x {width} is not divided by the patch size {patch}; "
                 f"use {fits}, or another encoder.patch_size"
             )
+        if self.num_patches < 2:
+            raise ValueError(f"one patch of {patch} pixels fills the image; use a larger image or a smaller patch")
         if not 1 <= self.num_masked < self.num_patches:
             left = "no visible" if self.num_masked >= self.num_patches else "no masked"
             raise ValueError(
                 f"mask_ratio = {self.mask_ratio} of {self.num_patches} patches leaves {left} patch; must be between "
                 f"{1 / self.num_patches:.3g} and {1 - 1 / self.num_patches:.3g}"
             )
-        if self.num_patches < 2:
-            raise ValueError(f"one patch of {patch} pixels fills the image; use a larger image or a smaller patch")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs = {self.warmup_epochs} is longer than epochs = {self.epochs}")
         if self.min_lr > self.peak_lr:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -73,7 +72,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def with_overrides(content: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
     """Apply `a.b=VALUE` options (VALUE is YAML) to a copy of `content`. Raises ConfigError on a malformed option."""
-    result: dict[str, Any] = copy.deepcopy(dict(content))
+    result: dict[str, Any] = dict(content)
     for option in options:
         key, equals, text = option.partition("=")
         key = key.strip()
@@ -82,12 +81,12 @@ def with_overrides(content: Mapping[str, Any], options: Iterable[str]) -> dict[s
         place = result
         *parents, last = key.split(".")
         for depth, part in enumerate(parents):
-            if place.get(part) is None:
-                place[part] = {}
+            inner = place.get(part) if place.get(part) is not None else {}
+            if not isinstance(inner, Mapping):
+                name = ".".join(parents[: depth + 1])
+                raise ConfigError(f"--set {option!r}: {name} is a value, it has no keys in it.")
+            place[part] = dict(inner)  # a copy: YAML aliases share one mapping, and only this place is meant
             place = place[part]
-            if not isinstance(place, dict):
-                inner = ".".join(parents[: depth + 1])
-                raise ConfigError(f"--set {option!r}: {inner} is a value, it has no keys in it.")
         place[last] = parse_yaml(text, f"--set {option!r}")
     return result
 
@@ -99,6 +98,8 @@ def validated(model: type[M], content: Any, where: str, prefix: str = "") -> M:
     except ValidationError as error:
         faults = [_explain(dict(fault), model, content, prefix) for fault in error.errors()]
         raise ConfigError("\n".join(f"{where}: {fault}" for fault in dict.fromkeys(faults))) from None
+    except RecursionError:
+        raise ConfigError(f"{where}: a block contains itself (a YAML anchor that refers to its own block)") from None
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -124,7 +125,9 @@ def _explain(fault: dict[str, Any], model: type[BaseModel], content: Any, prefix
         relative = ".".join(keys)
         here = relative.rpartition(".")[0]
         siblings = [k for k in known if k.rpartition(".")[0] == here] or [k for k in known if "." not in k]
-        hint = guess(relative, siblings) or guess(relative, known)
+        # the right key in the wrong block comes before a key of this block that only looks alike
+        elsewhere = [k for k in known if k.rpartition(".")[2] == keys[-1]]
+        hint = guess(relative, elsewhere or siblings) or guess(relative, known)
         return f"unknown key {path!r};{hint} Known here: {', '.join(s.rpartition('.')[2] for s in siblings)}."
     if fault["type"] == "missing":
         return f"{path} is missing; it must be given."

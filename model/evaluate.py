@@ -58,7 +58,7 @@ class Evaluator:
             target = in_order(patches[:, :, 0], masked)
             mean = in_order(mean_patches.expand(len(patches), -1, -1), masked)
             copied = mse(patches[:, :, TUBE_FRAMES - 1], patches[:, :, TUBE_FRAMES])
-            sums += len(patches) * torch.stack((mse(mean, target), copied)).double().cpu()
+            sums += len(patches) * torch.stack((mse(mean, target), copied)).cpu().double()
         mean_frame, copy_frame = (sums / len(self._static_order)).tolist()
         return mean_frame, copy_frame
 
@@ -66,14 +66,16 @@ class Evaluator:
     def __call__(self, model: JointTactileMAE, autocast: Callable[[], torch.autocast]) -> dict[str, float]:
         """The seven `eval/...` metrics. One host copy per evaluation."""
         model.eval()
-        sums: Tensor | None = None
+        sizes: list[int] = []
+        parts: list[Tensor] = []
         for patches, static_order, dynamic_order in self._batches():
             with autocast():
                 losses = model(patches, static_order, dynamic_order, self._num_visible)
-            part = len(patches) * torch.stack(losses).double()
-            sums = part if sums is None else sums + part
+            sizes.append(len(patches))
+            parts.append(torch.stack(losses))
         model.train()
-        assert sums is not None
+        # float64 on the host only: Apple's GPUs have none
+        sums = torch.tensor(sizes, dtype=torch.float64) @ torch.stack(parts).cpu().double()
         static, recon, pred = (sums / len(self._static_order)).tolist()
         dynamic = recon + pred
         reference = 0.5 * static + 0.5 * dynamic

@@ -169,7 +169,7 @@ def build_vit(config: TrainConfig) -> VisionTransformer:
             num_classes=0,
             global_pool="",
         )
-    except (TypeError, ValueError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # RuntimeError: an unknown tag after the dot
         raise ConfigError(f"encoder.name = {encoder.name!r}: timm cannot build it: {error}") from None
     if type(vit) is not VisionTransformer:
         raise ConfigError(

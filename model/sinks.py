@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from model import metrics
+from model.errors import UserError
 from model.metrics import Level
 
 Row = Mapping[str, float]
@@ -65,6 +66,9 @@ class CsvSink:
         folder: made if absent.
         keep_batches, keep_epochs: rows of an earlier part of this trial to keep; later rows, which a resumed trial
             computes again, are cut off. 0 starts afresh.
+
+    Raises:
+        UserError: a file holds fewer rows than are to be kept.
     """
 
     def __init__(self, folder: Path, keep_batches: int = 0, keep_epochs: int = 0) -> None:
@@ -92,7 +96,7 @@ class _Table:
         self._columns = columns
         kept = _complete_lines(path)[1 : keep_rows + 1] if keep_rows else []
         if len(kept) < keep_rows:
-            raise ValueError(
+            raise UserError(
                 f"{path}: holds {len(kept)} rows, but the checkpoint was made after {keep_rows}; "
                 "the file was cut short. Remove the trial's folder to train it again from the start."
             )

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--set", dest="options", action="append", default=[], metavar="KEY=VALUE", help="change a field"
     )
-    result.add_argument("--out", type=Path, help="output folder (default: runs/<name of the config file>)")
+    result.add_argument("--out", type=Path, help="output folder (default: the checkpoint's, else runs/<config>)")
     result.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="go on from this checkpoint")
     return result
 
@@ -42,6 +42,15 @@ def parser() -> argparse.ArgumentParser:
 def load_config(path: Path, options: list[str]) -> TrainConfig:
     """The TrainConfig of a YAML file. Raises ConfigError."""
     return validated(TrainConfig, with_overrides(load_yaml(path), options), str(path))
+
+
+def output_folder(options: argparse.Namespace) -> Path:
+    """--out; else the run's own folder if it goes on, or runs/<name of the config file>."""
+    if options.out is not None:
+        return Path(options.out)
+    if options.resume is not None:
+        return Path(options.resume).absolute().parents[len(CHECKPOINT.parts) - 1]
+    return Path("runs") / options.config.stem
 
 
 def train(config: TrainConfig, out: Path, resume: Path | None, console: Console) -> None:
@@ -59,8 +68,12 @@ def train(config: TrainConfig, out: Path, resume: Path | None, console: Console)
     if state is not None:
         trainer.load_state_dict(state)
         keep_epochs, keep_batches = trainer.epoch, trainer.reported
-    write_text(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}; give a folder that you may write to") from None
     sink = CsvSink(out, keep_batches, keep_epochs)
+    write_text(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     console.print(
         f"{trainer.plan.updates} updates an epoch, {config.epochs} epochs, on {trainer.device}; "
         f"mask {config.effective_mask_ratio:.4g} ({config.num_masked} of {config.num_patches} patches)"
@@ -99,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(soft_wrap=True, highlight=False)
     try:
         config = load_config(options.config, options.options)
-        train(config, options.out or Path("runs") / options.config.stem, options.resume, console)
+        train(config, output_folder(options), options.resume, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -113,7 +113,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: after the event of the update whose loss is NaN or infinite.
         """
-        self._resumed_at = time.perf_counter()
+        self._seconds, self._resumed_at = self._elapsed(), time.perf_counter()  # an iteration given up before counts
         order = self._epoch_order()
         while self.update < (self.epoch + 1) * self.plan.updates:
             self._launch_update(order)
@@ -218,7 +218,7 @@ class Trainer:
             self._best[0],
             static,
             dynamic,
-            mean("batch/loss_ratio"),
+            mean("batch/loss_ratio") if "batch/loss_ratio" in self._means.counts else None,
             mean("batch/weighted_static"),
             mean("batch/weighted_dynamic"),
             _ratio(alpha * static, total),
@@ -294,16 +294,26 @@ class Trainer:
         """Go on from `state_dict()` of a trainer with the same config.
 
         Raises:
-            CheckpointError: the state is of another version, config or architecture.
+            CheckpointError: the state is of another version, config or architecture. In the last case a part of it is
+                loaded already: use a new trainer.
         """
         if state.get("version") != STATE_VERSION:
             raise CheckpointError(f"checkpoint version {state.get('version')!r}; this program reads {STATE_VERSION}")
         ours = self.config.model_dump(mode="json")
-        theirs = state["config"]
+        theirs = state.get("config", {})
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         if changed:
             shown = "; ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in changed)
             raise CheckpointError(f"the checkpoint is of another config ({shown})")
+        try:
+            self._load(state)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"the checkpoint does not fit this model ({type(error).__name__}: {reason})"
+            ) from None
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.update, self.epoch = state["update"], state["epoch"]
@@ -312,7 +322,7 @@ class Trainer:
             _InFlight(iteration, torch.tensor(losses, dtype=torch.float64)) for iteration, *losses in state["in_flight"]
         )
         self._best = None if state["best"] is None else (state["best"][0], state["best"][1])
-        self._seconds = state["seconds"]
+        self._seconds, self._resumed_at = state["seconds"], None
 
 
 class _Means:
@@ -328,7 +338,7 @@ class _Means:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def mean(self, name: str) -> float:
-        return self.sums[name] / self.counts[name] if self.counts.get(name) else math.nan
+        return self.sums[name] / self.counts[name]
 
 
 def pick_device(config: TrainConfig) -> torch.device:

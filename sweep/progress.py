@@ -60,6 +60,7 @@ class Progress:
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._renderable, transient=True)
 
     def __enter__(self) -> Self:
+        self._print(f"done, trial, {self._metric}, parameters:", style="dim")
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -115,14 +116,13 @@ class Progress:
             Outcome.DIVERGED: f"diverged: {record.reason}",
             Outcome.FAILED: f"failed: {record.reason}",
         }[record.outcome]
-        value = f"{self._metric} {record.value:.4f}" if record.value is not None else f"{self._metric} none"
-        if record.outcome is Outcome.DIVERGED:
-            value = f"{self._metric} none"
+        has_value = record.value is not None and record.outcome is not Outcome.DIVERGED
+        value = f"{record.value:.4f}" if has_value else "none"
         preset = f"  [{record.preset}]" if record.preset else ""
         best = "  best so far" if self._best is not None and self._best[1] == trial else ""
         width = len(str(self._num_trials))
         count = f"{self._done:>{width}}/{self._num_trials}"
-        return f"{count}  trial {trial}  {value}  {values}  ({ended}){preset}{best}"
+        return f"{count}  trial {trial}  {value:>6}  {values}  ({ended}){preset}{best}"
 
     def _status(self) -> str:
         best = "none yet" if self._best is None else f"{self._best[0]:.4f} (trial {self._best[1]})"

@@ -136,6 +136,7 @@ def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console) -> int:
 
 
 def _sum_up(plan: SweepPlan, folder: ResultsFolder, records: list[Record], stopped: bool, console: Console) -> int:
+    from sweep.report import write_report
     from sweep.searcher import trial_name
     from sweep.trial import config_text
 
@@ -145,11 +146,14 @@ def _sum_up(plan: SweepPlan, folder: ResultsFolder, records: list[Record], stopp
         config = spec.space.to_config(spec.trainer, winner.values)
         about = f"best of sweep {spec.name} (trial {trial_name(winner.number)}, {spec.metric.name} {winner.value:.6g})"
         folder.write_best(config_text(config, about))
+    report = write_report(folder.path)
     counts = {outcome: sum(record.outcome is outcome for record in records) for outcome in Outcome}
     shown = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items() if count)
     console.print(f"\n{len(records)} trials: {shown}", soft_wrap=True)
     if winner is not None:
         _print_winner(spec, winner, equal_weights(records), folder, console)
+        console.print(f"train it longer: python -m model.train {folder.best_file}", soft_wrap=True, markup=False)
+    console.print(f"report: {report}", soft_wrap=True, markup=False)
     if stopped:
         console.print("stopped; go on with the same command and --resume", style="bold")
         return 130
@@ -198,8 +202,6 @@ def _print_winner(
         )
     elif equal is not None and equal.number == winner.number:
         console.print("the equal-weights preset is itself the best: the search found nothing better", soft_wrap=True)
-    console.print(f"train it longer: python -m model.train {folder.best_file}", soft_wrap=True, markup=False)
-    console.print(f"all trials: {folder.trials_file}", soft_wrap=True, markup=False)
 
 
 def _last_row(folder: ResultsFolder, record: Record) -> dict[str, float]:
@@ -248,8 +250,8 @@ def _print_plan(plan: SweepPlan, folder: ResultsFolder, console: Console) -> Non
         f"{plan.rows_per_trial} W&B rows"
         + (f"; first stop after {stop.first_rung} epochs, 1/{stop.eta:g} go on" if stop else ""),
         "resources": f"{spec.resources.cpu:g} CPU, {spec.resources.gpu:g} GPU a trial; "
-        f"at the same time: {spec.resources.max_concurrent}",
-        "wandb": f"{mode} ({reason})",
+        f"{'as many as fit' if spec.resources.max_concurrent == 'auto' else spec.resources.max_concurrent} at a time",
+        "wandb": f"{mode}: {reason}",
         "results": str(folder.path),
     }
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -1,16 +1,13 @@
 """Spec file (YAML) -> SweepSpec: W&B's sweep language, with our own blocks beside it.
 
-Every fault that can be seen before a trial starts is an error here: unknown names, impossible ranges, and values
-anywhere in the space that TrainConfig would refuse. What is allowed but probably not meant is in `SweepSpec.warnings`.
+Every fault that can be seen before a trial starts is an error: unknown names and impossible ranges here, values that
+TrainConfig would refuse in sweep/spec_checks.py. What is allowed but probably not meant is in sweep/spec_warnings.py.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,16 +17,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from model import metrics
 from model.config import PositiveInt, TrainConfig
 from model.configfile import field_paths, load_yaml, validated, with_overrides
-from model.errors import ConfigError, guess
+from model.errors import guess
+from sweep.grammar import flatten, nest, parse_entry
 from sweep.objective import ObjectiveSettings
-from sweep.space import Space, distribution_of, flatten, parse_entry
+from sweep.space import Space
+from sweep.spec_checks import check_space
+from sweep.spec_warnings import warnings_of
 
 DEFAULT_TRIALS = 16  # of method bayes or random without run_cap
-MAX_GRID = 10_000  # combinations; more is a slip, since no one trains so many, and each is checked at load
 METRIC_NAMES = (*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES, "summary/best_loss")
-TRAINING_LOSSES = ("epoch/train_loss", "epoch/best_loss_so_far", "summary/best_loss")
 OUR_BLOCKS = ("trainer", "objective", "search", "resources", "confirm", "wandb", "retries")
-SHIFTS_TRAINING_LOSS = ("alpha", "beta", "mask_ratio")  # metrics.md, "Why the objective does not use the training loss"
+FOR_WANDB_ONLY = ("program", "command", "controller", "apiVersion", "kind", "job", "image_uri")
+NO_SCHEDULER = (
+    "W&B's schedulers do not run here: leave scheduler out, write method: bayes (TPE), random or grid, and see search"
+)
+NO_METRICS = "one metric is optimised: write metric; its default, objective/value, is a weighted sum (see objective)"
+ELSEWHERE = {"scheduler": NO_SCHEDULER, "metrics": NO_METRICS}  # keys of W&B that ask for another searcher than ours
 
 
 def _checked_entry(entry: Any) -> Any:
@@ -54,6 +57,9 @@ class MetricSettings(_Block):
     """`maximize` is right for the skill scores."""
     target: Finite | None = None
     """No new trial starts once one has reached this value."""
+    impute: Literal["latest", "best", "worst"] | None = None
+    """For W&B only, as the next: here a trial that failed has no value."""
+    impute_while_running: Literal["latest", "best", "worst", "false", False] | None = None
 
     @field_validator("name")
     @classmethod
@@ -180,11 +186,13 @@ class SweepSpec(_Block):
     run_cap: PositiveInt | None = None
     """Most trials of the sweep; see `num_trials` for its absence."""
     program: str | None = None
-    """For W&B's agents only."""
+    """This and the next six are for W&B only: kept in `wandb_sweep_config`, of no effect here."""
     command: tuple[Any, ...] | None = None
-    """For W&B's agents only."""
     controller: dict[str, Any] | None = None
-    """For W&B only."""
+    apiVersion: str | int | float | None = None
+    kind: Literal["sweep"] | None = None
+    job: str | None = None
+    image_uri: str | None = None
 
     trainer: TrainConfig = TrainConfig()
     """What all trials share."""
@@ -203,9 +211,17 @@ class SweepSpec(_Block):
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_blocks_are_absent(cls, content: Any) -> Any:
+    def _keys_that_count(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
         # a block whose lines are all commented out is null in YAML
-        return {k: v for k, v in content.items() if v is not None} if isinstance(content, Mapping) else content
+        given = {key: value for key, value in content.items() if value is not None}
+        for key, remedy in ELSEWHERE.items():
+            if key in given:
+                raise ValueError(f"{key} = {given[key]!r}: {remedy}")
+        if given.get("method") == "custom":
+            raise ValueError(f"method = 'custom': {NO_SCHEDULER}")
+        return given
 
     @field_validator("name")
     @classmethod
@@ -243,57 +259,15 @@ class SweepSpec(_Block):
         sampler = search.sampler or {"bayes": "tpe", "random": "random", "grid": None}[method]
         presets = search.presets
         if presets is None:
-            presets = _default_presets(space)
+            presets = space.default_presets()
             if method == "grid":  # the grid has them all; only those that are one point of it can come first
                 presets = tuple(p for p in presets if len(space.fill_preset(p, trainer)) == len(space.parameters))
         return search.model_copy(update={"sampler": sampler, "presets": presets})
 
     @model_validator(mode="after")
     def _whole_space_trains(self) -> Self:
-        space, presets = self.space, self.presets
-        for index, preset in enumerate(presets):
-            try:
-                space.from_values(preset)
-            except ValueError as error:
-                raise ValueError(f"search.presets.{index}: {error}") from None
-        probes = {name: parameter.probes() for name, parameter in space.parameters.items()}
-        usual = {name: values[-1] for name, values in probes.items()} | space.fill_preset({}, self.trainer)
-        self._check_usual(usual)
-        for index, preset in enumerate(presets):
-            self._check(usual | space.fill_preset(preset, self.trainer), f"search.presets.{index}: {preset}")
-        for name, values in probes.items():
-            for value in values:
-                self._check(usual | {name: value}, f"parameters.{name}: the value {value!r}")
-        if self.method == "grid":
-            self._check_grid()
+        check_space(self)
         return self
-
-    def _check_usual(self, usual: Mapping[str, Any]) -> None:
-        """Check the trial that the others are variations of; blame one parameter's value where it fails alone."""
-        try:
-            self._check(usual, f"parameters: the combination {usual}")
-        except ConfigError:
-            for name, value in usual.items():
-                self._check({name: value}, f"parameters.{name}: the value {value!r}")
-            raise
-
-    def _check_grid(self) -> None:
-        for name, entry in self.parameters.items():
-            if name in self.space.parameters and self.space.parameters[name].count is None:
-                raise ValueError(
-                    f"parameters.{name}: a grid needs single values, but {entry} is continuous; "
-                    "give values, whole numbers as min and max, or a q_ distribution, or use method random"
-                )
-            if "probabilities" in entry:
-                raise ValueError(f"parameters.{name}: a grid tries each value once; leave probabilities out")
-        size = self.space.grid_size
-        if size is not None and size > MAX_GRID:
-            raise ValueError(f"the grid has {size} combinations; must be at most {MAX_GRID}. Use method random")
-        for point in self.space.grid():
-            self._check(point, f"parameters: the combination {point}")
-
-    def _check(self, values: Mapping[str, Any], what: str) -> None:
-        self.space.to_config(self.trainer, values, f"{what} cannot be trained")
 
     @cached_property
     def space(self) -> Space:
@@ -319,15 +293,19 @@ class SweepSpec(_Block):
         size += sum(len(values) < len(self.space.parameters) for values in filled)
         return min(size, self.run_cap or size)
 
+    @property
+    def given_of_trainer(self) -> frozenset[str]:
+        """Dotted names of the trainer's fields that were written down, not filled in by default."""
+        return frozenset(_given(self.trainer))
+
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in; `SweepSpec` made of it is equal to this one."""
         content = self.wandb_sweep_config()
         for key in OUR_BLOCKS:
             if (block := getattr(self, key)) is not None:
                 content[key] = block.model_dump(mode="json")
-        given = set(_given(self.trainer))
         for name in self.parameters:
-            if name not in given:  # written out, it would look like a second value for the parameter
+            if name not in self.given_of_trainer:  # written out, it would look like a second value for the parameter
                 *parents, last = name.split(".")
                 place = content["trainer"]
                 for parent in parents:
@@ -337,23 +315,17 @@ class SweepSpec(_Block):
 
     def wandb_sweep_config(self) -> dict[str, Any]:
         """The W&B sweep config in this spec: only keys that W&B knows, `parameters` nested."""
-        keys = {"name", "description", "project", "entity", "method", "run_cap", "program", "command", "controller"}
+        keys = {"name", "description", "project", "entity", "method", "run_cap", *FOR_WANDB_ONLY}
         content = self.model_dump(mode="json", include=keys, exclude_none=True)
         content["metric"] = self.metric.model_dump(mode="json", exclude_none=True)
         if self.early_terminate is not None:
             content["early_terminate"] = self.early_terminate.model_dump(mode="json", exclude_none=True)
-        content["parameters"] = {}
-        for name, entry in self.parameters.items():
-            *parents, last = name.split(".")
-            place = content["parameters"]
-            for parent in parents:
-                place = place.setdefault(parent, {"parameters": {}})["parameters"]
-            place[last] = copy.deepcopy(entry)
+        content["parameters"] = nest(self.parameters)
         return content
 
     def warnings(self) -> list[str]:
         """What is allowed and probably not meant; one sentence each, with what to write instead."""
-        return list(_warnings(self))
+        return list(warnings_of(self))
 
 
 def load_spec(path: Path | str, overrides: Iterable[str] = ()) -> SweepSpec:
@@ -368,89 +340,8 @@ def load_spec(path: Path | str, overrides: Iterable[str] = ()) -> SweepSpec:
     return validated(SweepSpec, content, str(path))
 
 
-def _default_presets(space: Space) -> tuple[dict[str, Any], ...]:
-    """Equal weights, and balanced ones: the dynamic loss is usually 1.5-2 times the static one."""
-    weights = [(0.5, 0.5), (0.75, 0.25)]
-    if "alpha" not in space.parameters:
-        return ()
-    presets = [{"alpha": a, "beta": b} if "beta" in space.parameters else {"alpha": a} for a, b in weights]
-    return tuple(p for p in presets if all(space.parameters[name].contains(value) for name, value in p.items()))
-
-
 def _given(config: BaseModel, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the fields that were written down, not filled in by default."""
     for name in config.model_fields_set:
         yield f"{prefix}{name}"
         if isinstance(inner := getattr(config, name), BaseModel):
             yield from _given(inner, f"{prefix}{name}.")
-
-
-def _warnings(spec: SweepSpec) -> Iterator[str]:
-    searched = spec.space.parameters
-    if not searched:
-        yield "every parameter is a constant, so all trials are equal. Give one of them values, or min and max."
-    shifting = [name for name in SHIFTS_TRAINING_LOSS if name in searched]
-    if spec.objective.loss == "train" and spec.metric.name == "objective/value" and shifting:
-        yield (
-            f"objective.loss: train does not compare across {', '.join(shifting)}, which the sweep varies: "
-            "the searcher would learn to cheat, not to train. Write objective.loss: reference."
-        )
-    if spec.metric.name in TRAINING_LOSSES and shifting:
-        yield (
-            f"metric.name: {spec.metric.name} does not compare across {', '.join(shifting)}, which the sweep varies. "
-            "Write objective/value or eval/reference_loss."
-        )
-    if spec.metric.name.endswith("_skill") and spec.metric.goal == "minimize":
-        yield f"metric.goal: {spec.metric.name} is better when higher. Write goal: maximize."
-    if {"alpha", "beta"} <= searched.keys():
-        yield (
-            "alpha and beta are both searched, but under Adam only alpha : beta matters: one degree of freedom too "
-            "many. Leave beta out; it is then 1 - alpha."
-        )
-    if spec.method != "grid" and spec.run_cap is None:
-        yield f"run_cap is absent: {DEFAULT_TRIALS} trials will run. Write run_cap."
-    if spec.method == "grid" and spec.num_trials < (spec.space.grid_size or 0):
-        yield f"run_cap = {spec.run_cap} cuts the grid of {spec.space.grid_size} combinations."
-    if spec.search.sampler == "tpe" and spec.search.startup_trials >= spec.num_trials:
-        yield (
-            f"search.startup_trials = {spec.search.startup_trials} of {spec.num_trials} trials: TPE never takes over, "
-            "the search is random. Lower it or raise run_cap."
-        )
-    if spec.confirm is not None:
-        yield "confirm is accepted, but this version does not run it yet."
-    stop = spec.early_terminate
-    if stop is not None and "epochs" not in searched and stop.first_rung >= spec.trainer.epochs:
-        yield (
-            f"early_terminate: the first decision comes after {stop.first_rung} epochs, but a trial has only "
-            f"{spec.trainer.epochs}, so nothing is ever stopped early. Lower min_iter or raise trainer.epochs."
-        )
-    filled_in = {n for p in spec.presets for n in spec.space.fill_preset(p, spec.trainer).keys() - p.keys()}
-    for name in sorted((set(_given(spec.trainer)) & spec.parameters.keys()) - filled_in):
-        yield f"trainer.{name} is also a parameter; the parameter wins. Leave trainer.{name} out."
-    for name, entry in spec.parameters.items():
-        yield from (f"parameters.{name}: {text}" for text in _parameter_warnings(name, entry))
-
-
-def _parameter_warnings(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
-    distribution = distribution_of(entry)
-    low, high, q = entry.get("min", 0.0), entry.get("max", 0.0), entry.get("q", 1)
-    default = TrainConfig().model_dump()
-    for part in name.split("."):
-        default = default[part]
-    if distribution == "int_uniform" and "distribution" not in entry and isinstance(default, float):
-        yield (
-            f"min = {low} and max = {high} are whole numbers, so only whole numbers are tried, as in W&B. "
-            f"Write {low}.0 and {high}.0 for the numbers between."
-        )
-    if distribution in ("log_uniform", "q_log_uniform") and 0 < low < high < 1:
-        yield (
-            f"{distribution} takes exponents of e: values are {math.exp(low):.4g} to {math.exp(high):.4g}. "
-            f"To give the values themselves, write {distribution}_values."
-        )
-    off_grid = [f"{end} = {n}" for end, n in (("min", low), ("max", high)) if Decimal(repr(n)) % Decimal(repr(q))]
-    if distribution == "q_uniform" and off_grid:
-        multiples = Space({name: entry}).parameters[name].probes()
-        yield (
-            f"{' and '.join(off_grid)} is no multiple of q = {q}; values are multiples, here {min(multiples)} to "
-            f"{max(multiples)} (W&B's own agents may also round to a multiple outside the range)."
-        )

@@ -308,6 +308,7 @@ def _ray() -> Iterator[dict[str, float]]:
             "address": "local",
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
+            "object_store_memory": 200_000_000,  # trials exchange nothing through it
         }
     )
     ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)

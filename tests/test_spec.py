@@ -1,6 +1,7 @@
-"""sweep/spec.py: YAML -> SweepSpec; errors, warnings, defaults, and the W&B sweep config in it."""
+"""sweep/spec.py: YAML -> SweepSpec; errors, defaults, and the W&B sweep config in it."""
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from model.config import TrainConfig
 from model.errors import ConfigError
-from sweep.spec import DEFAULT_TRIALS, MAX_GRID, SweepSpec, load_spec
+from sweep.spec import DEFAULT_TRIALS, SweepSpec, load_spec
+from tests.specs import ALPHA, GRID, fails, load, make
 
 FULL = """
 description: which weights, which learning rate
@@ -28,28 +30,6 @@ search:     {seed: 1, startup_trials: 4}
 resources:  {cpu: 0.5, max_concurrent: 2}
 wandb:      {mode: offline}
 """
-ALPHA = {"alpha": {"min": 0.1, "max": 0.9}}
-
-
-def load(tmp_path, text, *overrides, name="alpha_beta.yaml"):
-    path = tmp_path / name
-    path.write_text(text, encoding="utf-8")
-    return load_spec(path, overrides)
-
-
-def make(**content):
-    return SweepSpec.model_validate({"name": "s", "parameters": ALPHA, "run_cap": 16} | content)
-
-
-def fails(tmp_path, **content):
-    """The message that a spec file of this content is refused with."""
-    content = {"parameters": ALPHA} | content
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, yaml.safe_dump(content), name="s.yaml")
-    return str(caught.value)
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_spec_loads_and_nested_parameters_get_dotted_names(tmp_path):
@@ -68,14 +48,19 @@ def test_a_plain_wandb_sweep_file_runs_unchanged(tmp_path):
 program: train.py
 command: ["${env}", python, "${program}", "${args}"]
 method: random
-metric: {name: eval/pred_skill, goal: maximize, target: 0.9}
+metric: {name: eval/pred_skill, goal: maximize, target: 0.9, impute: latest, impute_while_running: best}
 controller: {type: local}
+apiVersion: "2.0"
+kind: sweep
+job: lab/tactile/train:latest
+image_uri: lab/tactile:1
 parameters:
   base_lr: {distribution: log_uniform, min: -9.2, max: -5.5}
   batch_size: {values: [16, 32], probabilities: [0.5, 0.5]}
   epochs: {value: 3}
 """
     spec = load(tmp_path, text)
+    assert spec.trainer == TrainConfig()
     assert spec.search.sampler == "random"
     assert spec.presets == ()  # alpha is not searched
     assert spec.space.constants == {"epochs": 3}
@@ -92,6 +77,33 @@ def test_a_block_whose_lines_are_all_commented_out_is_absent(tmp_path):
     spec = load(tmp_path, "parameters: {alpha: {min: 0.1, max: 0.9}}\nname:\ntrainer:\n  # epochs: 3\nsearch:\n")
     assert spec.trainer == TrainConfig()
     assert spec.name == "alpha_beta"
+
+
+def test_an_empty_trainer_is_the_default_one(tmp_path):
+    assert load(tmp_path, "parameters: {alpha: {min: 0.1, max: 0.9}}\ntrainer: {}\n").trainer == TrainConfig()
+
+
+def test_yaml_anchors_repeat_a_range_and_merge_keys_change_it(tmp_path):
+    text = """
+parameters:
+  alpha: &share {min: 0.2, max: 0.8}
+  data.hflip: *share
+  mask_ratio: {<<: *share, distribution: q_uniform, q: 0.1}
+"""
+    spec = load(tmp_path, text)
+    assert spec.parameters == {
+        "alpha": {"min": 0.2, "max": 0.8},
+        "data.hflip": {"min": 0.2, "max": 0.8},
+        "mask_ratio": {"distribution": "q_uniform", "min": 0.2, "max": 0.8, "q": 0.1},
+    }
+    assert "&" not in yaml.safe_dump(spec.resolved())
+
+
+def test_a_json_file_is_a_spec_file(tmp_path):
+    content = {"parameters": {"base_lr": {"distribution": "log_uniform_values", "min": 1e-05, "max": 1e-3}}}
+    spec = load(tmp_path, json.dumps(content, indent=2), name="lr.json")
+    assert spec.parameters == content["parameters"]
+    assert spec.name == "lr"
 
 
 def test_a_spec_is_frozen_and_travels_between_processes():
@@ -129,9 +141,6 @@ def test_given_presets_replace_the_default_ones():
     assert make(search={"presets": [{"alpha": 0.3}]}).presets == ({"alpha": 0.3},)
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -146,6 +155,14 @@ def test_given_presets_replace_the_default_ones():
         ),
         ({"metod": "grid"}, ["unknown key 'metod'", "did you mean 'method'?"]),
         ({"method": "tpe"}, ["method = 'tpe'", "'bayes', 'random' or 'grid'"]),
+        ({"method": "custom"}, ["method = 'custom': W&B's schedulers do not run here", "write method: bayes (TPE)"]),
+        (
+            {"method": "custom", "scheduler": {"engine": "optuna"}},
+            ["scheduler = {'engine': 'optuna'}", "leave scheduler"],
+        ),
+        ({"metrics": [{"name": "a"}, {"name": "b"}]}, ["metrics = [{'name': 'a'}", "one metric is optimised"]),
+        ({"kind": "sweeps"}, ["kind = 'sweeps'; must be 'sweep'"]),
+        ({"metric": {"impute": "mean"}}, ["metric.impute = 'mean'; must be 'latest', 'best' or 'worst'"]),
         ({"metric": {"name": "eval/static_skil"}}, ["metric.name: 'eval/static_skil'", "did you mean 'eval/static_sk"]),
         ({"metric": {"name": "batch/loss_total"}}, ["not reported at epoch ends"]),
         ({"name": ".."}, ["'..' cannot name the results folder"]),
@@ -175,59 +192,10 @@ def test_a_fault_in_the_file_names_file_key_value_and_remedy(tmp_path, content, 
         assert part in message
 
 
-@pytest.mark.parametrize(
-    ("entries", "parts"),
-    [
-        (
-            {"mask_ratio": {"min": 0.5, "max": 0.999}},  # 48 px in patches of 8: 36 patches
-            ["parameters.mask_ratio: the value 0.999 cannot be trained", "must be between 0.0278 and 0.972"],
-        ),
-        (
-            {"alpha": {"min": 0.5, "max": 1.5}},
-            ["parameters.alpha: the value 1.5", "keep alpha within 0-1 or give beta"],
-        ),
-        ({"epochs": {"min": 2.0, "max": 6}}, ["parameters.epochs: the value 4.47", "must be a valid integer"]),
-        ({"encoder.heads": {"min": 1, "max": 8}}, ["parameters.encoder.heads: the value 3", "not a multiple of heads"]),
-        (
-            {"weight_decay": {"distribution": "normal", "mu": 0.05, "sigma": 0.02}},
-            ["parameters.weight_decay: the value -0.01", "must be greater than or equal to 0"],
-        ),
-        ({"precision": {"values": ["fp32", "fp16"]}}, ["parameters.precision: the value 'fp16'"]),
-        ({"warmup_epochs": {"value": 9}}, ["warmup_epochs = 9.0 is longer than epochs = 8"]),
-    ],
-)
-def test_a_value_anywhere_in_the_space_that_training_refuses_is_an_error_at_load(tmp_path, entries, parts):
-    message = fails(tmp_path, parameters=entries)
-    for part in parts:
-        assert part in message
-
-
-def test_a_preset_that_training_refuses_is_an_error_at_load(tmp_path):
-    parameters = {"warmup_epochs": {"min": 0.0, "max": 4.0}, "epochs": {"values": [2, 4]}}
-    message = fails(tmp_path, parameters=parameters, search={"presets": [{"warmup_epochs": 3.0, "epochs": 2}]})
-    assert "search.presets.0: {'epochs': 2, 'warmup_epochs': 3.0} cannot be trained: warmup_epochs = 3.0" in message
-
-
-def test_alpha_above_one_is_fine_where_beta_is_given():
-    wide = {"alpha": {"min": 0.5, "max": 2.0}}
-    assert make(parameters=wide, trainer={"beta": 0.5}).parameters == wide
-    assert make(parameters=wide | {"beta": {"min": 0.5, "max": 2.0}}).num_trials == 16
-
-
-def test_weights_that_may_both_be_zero_are_fine_one_at_a_time():
-    unit = {"min": 0.0, "max": 1.0}
-    assert make(parameters={"alpha": unit, "beta": unit}, search={"presets": []}).presets == ()
-
-
 def test_a_missing_file_names_those_beside_it(tmp_path):
     (tmp_path / "alpha_beta.yaml").touch()
     with pytest.raises(ConfigError, match=r"no such file. did you mean 'alpha_beta.yaml'"):
         load_spec(tmp_path / "alfa_beta.yaml")
-
-
-# --- grid, rungs -----------------------------------------------------------------------------------------------------
-
-GRID = {"alpha": {"values": [0.25, 0.5, 0.75]}, "seed": {"min": 0, "max": 1}}
 
 
 @pytest.mark.parametrize(
@@ -251,27 +219,6 @@ def test_a_grid_starts_with_the_default_presets_only_where_they_are_points_of_it
     assert make(method="grid", parameters=GRID, trainer={"seed": 9}).presets == ()
 
 
-def test_a_grid_whose_combination_cannot_be_trained_is_refused():
-    # each value alone goes with the usual ones; 3 heads go with width 96 only
-    parameters = {"encoder.width": {"values": [96, 128]}, "encoder.heads": {"values": [3, 4]}}
-    trainer = {"encoder": {"width": 96}}
-    with pytest.raises(ValueError, match=r"combination {'encoder.width': 128, 'encoder.heads': 3} cannot be trained"):
-        make(method="grid", parameters=parameters, trainer=trainer)
-    assert make(method="random", parameters=parameters, trainer=trainer).num_trials == 16
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"alpha": {"values": [0.1, 0.5], "probabilities": [0.5, 0.5]}}, "leave probabilities out"),
-        ({"seed": {"min": 0, "max": 2**31 - 1}}, f"2147483648 combinations; must be at most {MAX_GRID}"),
-    ],
-)
-def test_a_grid_of_weights_or_of_too_many_points_is_refused(parameters, message):
-    with pytest.raises(ValueError, match=message):
-        make(method="grid", parameters=parameters)
-
-
 @pytest.mark.parametrize(
     ("stop", "first"),
     [
@@ -286,58 +233,6 @@ def test_the_first_rung_is_min_iter_or_max_iter_over_eta_to_the_s(stop, first):
     spec = make(early_terminate={"type": "hyperband"} | stop)
     assert spec.early_terminate is not None
     assert spec.early_terminate.first_rung == first
-
-
-# --- warnings --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        ({"objective": {"loss": "train"}}, "objective.loss: train does not compare across alpha"),
-        ({"metric": {"name": "summary/best_loss"}}, "metric.name: summary/best_loss does not compare across alpha"),
-        ({"metric": {"name": "eval/pred_skill"}}, "better when higher. Write goal: maximize"),
-        ({"parameters": ALPHA | {"beta": {"min": 0.1, "max": 0.9}}}, "one degree of freedom too many"),
-        ({"run_cap": None}, "run_cap is absent: 16 trials will run"),
-        ({"method": "grid", "parameters": GRID, "run_cap": 4}, "run_cap = 4 cuts the grid of 6 combinations"),
-        ({"run_cap": 8}, "TPE never takes over"),
-        ({"confirm": {"top_k": 3, "seeds": [1, 2]}}, "does not run it yet"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 8}}, "nothing is ever stopped early"),
-        ({"trainer": {"alpha": 0.3}}, "trainer.alpha is also a parameter; the parameter wins"),
-        ({"parameters": {"alpha": {"min": 0, "max": 1}}, "search": {"presets": []}}, "Write 0.0 and 1.0"),
-        (
-            {"parameters": {"base_lr": {"distribution": "log_uniform", "min": 1e-4, "max": 4e-3}}},
-            "values are 1 to 1.004. To give the values themselves, write log_uniform_values",
-        ),
-        (
-            {"parameters": {"mask_ratio": {"distribution": "q_uniform", "min": 0.52, "max": 0.9, "q": 0.1}}},
-            "min = 0.52 is no multiple of q = 0.1; values are multiples, here 0.6 to 0.9",
-        ),
-        (
-            {"parameters": {"mask_ratio": {"distribution": "q_uniform", "min": 0.55, "max": 0.65, "q": 0.1}}},
-            "min = 0.55 and max = 0.65 is no multiple of q = 0.1; values are multiples, here 0.6 to 0.6",
-        ),
-        ({"parameters": {"alpha": {"value": 0.5}}}, "all trials are equal"),
-    ],
-)
-def test_what_is_probably_not_meant_is_one_warning_with_a_remedy(content, part):
-    (warning,) = make(**content).warnings()
-    assert part in warning
-
-
-def test_a_trainer_value_that_the_presets_take_is_no_second_value_of_its_parameter():
-    parameters = ALPHA | {"base_lr": {"min": 1e-4, "max": 1e-2}}
-    assert make(parameters=parameters, trainer={"base_lr": 2e-3}).warnings() == []
-    (warning,) = make(parameters=parameters, trainer={"base_lr": 2e-3}, search={"presets": []}).warnings()
-    assert "trainer.base_lr is also a parameter" in warning
-
-
-def test_loss_train_is_no_warning_where_nothing_shifts_it():
-    spec = make(parameters={"base_lr": {"min": 1e-4, "max": 1e-3}}, objective={"loss": "train"})
-    assert spec.warnings() == []
-
-
-# --- there and back --------------------------------------------------------------------------------------------------
 
 
 def test_the_resolved_spec_loads_again_to_an_equal_one_with_equal_warnings(tmp_path):

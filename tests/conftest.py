@@ -1,0 +1,25 @@
+"""What all tests share: frame stores in a temporary folder, one thread for torch, no Hypothesis deadline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# read when torch is imported, here and in subprocesses: tests run side by side, and these tensors are tiny
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("tests", deadline=None)  # a loaded machine is no fault of the code
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frame_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this worker's frame stores are made, once each; the user's cache folder stays as it is."""
+    folder = tmp_path_factory.mktemp("stores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TACTILE_SWEEP_STORE", str(folder))
+        yield folder

@@ -1,0 +1,359 @@
+"""`python -m sweep.run` as a user runs it: whole sweeps with real Ray, real Optuna storage and real offline W&B runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from model import metrics
+from model.sinks import read_csv
+from sweep.run import main
+from sweep.study import JOURNAL
+from tests.offline import records_of
+from tests.sweeping import TINY_TRAINER, tiny_content, trial_folders
+
+slow = pytest.mark.slow
+LIMIT_S = 180
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # after a kill they end by themselves, a minute later
+
+
+def write_spec(folder: Path, **changes: Any) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_content(**changes)), encoding="utf-8")
+    return path
+
+
+def command(spec: Path, results: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "sweep.run", str(spec), "--results", str(results), *options]
+
+
+def sweep(spec: Path, results: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(spec, results, *options), capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+
+
+def table(results: Path) -> list[dict[str, str]]:
+    with (results / "trials.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def wait_for(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
+    give_up = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < give_up, f"waited {limit_s} s for {what}"
+        time.sleep(0.1)
+
+
+def logged_history(results: Path, trial: str) -> list[dict[str, Any]]:
+    files = sorted(results.glob(f"wandb/offline-run-*/run-*-{trial}.wandb"))
+    items = [record["history"]["item"] for file in files for record in records_of(file) if record["type"] == "history"]
+    return [{name: value for name, value in item.items() if not name.startswith("_")} for item in items]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep of 6 trials with early stopping, one of which diverges for certain."""
+    folder = tmp_path_factory.mktemp("finished")
+    spec = write_spec(
+        folder,
+        run_cap=6,
+        early_terminate={"type": "hyperband", "min_iter": 1, "eta": 3},
+        trainer={**TINY_TRAINER, "clip_grad": None},
+        search={"presets": [{"alpha": 0.5}, {"alpha": 0.75}, {"alpha": 0.4, "base_lr": 1e30}], "startup_trials": 2},
+        parameters={
+            "alpha": {"min": 0.1, "max": 0.9},
+            "base_lr": {"values": [0.01, 0.03, 0.1, 1e30]},
+            "mask_ratio": {"distribution": "q_uniform", "min": 0.5, "max": 0.9, "q": 0.1},
+        },
+    )
+    done = sweep(spec, folder / "results")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "results", done.stdout
+
+
+@slow
+def test_a_sweep_leaves_behind_what_the_readme_lists(finished: tuple[Path, str]) -> None:
+    results, _ = finished
+    for name in ("spec.yaml", "provenance.json", JOURNAL, "trials.csv", "best.yaml", "report.html"):
+        assert (results / name).stat().st_size > 0, name
+    assert [folder.name for folder in trial_folders(results)] == [f"{number:04d}" for number in range(6)]
+    for folder in trial_folders(results):
+        for name in ("config.yaml", "batch.csv", "epoch.csv", "summary.json"):
+            assert (folder / name).exists(), folder / name
+    session = json.loads((results / "provenance.json").read_text())["sessions"][0]
+    assert session["packages"]["optuna"]
+    assert not (results / ".stop").exists()
+
+
+@slow
+def test_rows_in_wandb_and_csv_equal_the_updates_done_in_every_trial(finished: tuple[Path, str]) -> None:
+    results, _ = finished
+    for folder, row in zip(trial_folders(results), table(results), strict=True):
+        batches, epochs = read_csv(folder / "batch.csv"), read_csv(folder / "epoch.csv")
+        history = logged_history(results, folder.name)
+        assert [r["batch/iteration"] for r in batches] == list(range(len(batches)))
+        assert sum(metrics.BATCH_STEP in r for r in history) == len(batches)
+        assert sum(metrics.EPOCH_STEP in r for r in history) == len(epochs)
+        if row["state"] != "diverged":
+            assert len(batches) == 6 * int(row["epochs"])
+            assert [r for r in history if metrics.BATCH_STEP in r] == batches
+            assert set(batches[0]) == set(metrics.BATCH_NAMES)
+            assert set(epochs[0]) == {*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES}
+            assert set(json.loads((folder / "summary.json").read_text())) == set(metrics.SUMMARY_NAMES)
+
+
+@slow
+def test_every_trial_has_its_state_and_the_presets_trained_to_their_end(finished: tuple[Path, str]) -> None:
+    rows = table(finished[0])
+    assert [row["preset"] for row in rows[:2]] == ["equal-weights", "balanced-weights"]
+    assert [row["state"] for row in rows[:3]] == ["complete", "complete", "diverged"]
+    assert [row["epochs"] for row in rows[:2]] == ["3", "3"]
+    assert "nan" in rows[2]["reason"] or "inf" in rows[2]["reason"]
+    assert all(row["state"] in ("complete", "pruned", "diverged") for row in rows)
+    assert all(0 < float(row["effective_mask_ratio"]) < 1 for row in rows)
+
+
+@slow
+def test_the_terminal_says_what_was_found_and_where(finished: tuple[Path, str]) -> None:
+    results, printed = finished
+    rows = [row for row in table(results) if row["state"] == "complete"]
+    winner = min(rows, key=lambda row: float(row["objective/value"]))
+    assert f"best trial: {winner['trial']}" in printed
+    assert "best.yaml" in printed
+    assert "1/6" in printed
+    assert "6/6" in printed
+    assert "equal-weights" in printed
+    assert "Traceback" not in printed
+    assert "ray" not in printed.replace(str(results), "").lower()  # its own chatter is not the user's
+
+
+@slow
+def test_best_yaml_trains_as_it_is(finished: tuple[Path, str], tmp_path: Path) -> None:
+    best = finished[0] / "best.yaml"
+    arguments = [sys.executable, "-m", "model.train", str(best), "--set", "epochs=1", "--out", str(tmp_path / "run")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(read_csv(tmp_path / "run/batch.csv")) == 6
+
+
+@slow
+def test_a_finished_sweep_resumed_with_a_larger_run_cap_adds_trials_and_keeps_the_others(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    results = finished[0]
+    before = {folder.name: (folder / "batch.csv").read_bytes() for folder in trial_folders(results)}
+    spec = results.parent / "tiny.yaml"
+    done = sweep(spec, results, "--resume", "--set", "run_cap=7")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(trial_folders(results)) == 7
+    assert {name: (results / "trials" / name / "batch.csv").read_bytes() for name in before} == before
+    assert len(json.loads((results / "provenance.json").read_text())["sessions"]) == 2
+
+
+# one trial after the other, so that the same seed gives the same sweep; long enough to be disturbed
+SERIAL: dict[str, Any] = {
+    "resources": {"max_concurrent": 1},
+    "run_cap": 3,
+    "trainer": {**TINY_TRAINER, "epochs": 30},
+}
+
+Rows = dict[str, tuple[bytes, bytes]]
+
+
+def rows_of(results: Path) -> Rows:
+    return {f.name: ((f / "batch.csv").read_bytes(), (f / "epoch.csv").read_bytes()) for f in trial_folders(results)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert sweep(write_spec(folder, **SERIAL), folder / "results").returncode == 0
+    return rows_of(folder / "results")
+
+
+@slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_ends_cleanly_and_resumes_to_the_same_rows(
+    tmp_path: Path, number: signal.Signals, undisturbed: Rows
+) -> None:
+    spec = write_spec(tmp_path, **SERIAL)
+    results = tmp_path / "stopped"
+    with subprocess.Popen(
+        command(spec, results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as driver:
+        second = results / "trials/0001/epoch.csv"
+        wait_for(lambda: second.exists() and len(read_csv(second)) >= 3, "the second trial's third epoch")
+        driver.send_signal(number)
+        asked = time.monotonic()
+        printed = driver.communicate(timeout=60)[0]
+        assert time.monotonic() - asked < 30
+        assert driver.returncode == 130, printed
+        assert "--resume" in printed
+        assert "Traceback" not in printed
+    assert [row["state"] for row in table(results)] == ["complete", "running"]
+    done = sweep(spec, results, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["state"] for row in table(results)] == ["complete"] * 3
+    assert rows_of(results) == undisturbed
+
+
+@slow
+def test_a_killed_worker_costs_no_trial(tmp_path: Path, undisturbed: Rows) -> None:
+    spec = write_spec(tmp_path, **SERIAL)
+    results = tmp_path / "results"
+    with subprocess.Popen(
+        command(spec, results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as driver:
+        first = results / "trials/0000/epoch.csv"
+        wait_for(lambda: first.exists() and len(read_csv(first)) >= 3, "the first trial's third epoch")
+        workers = [
+            p
+            for p in psutil.Process(driver.pid).children(recursive=True)
+            if p.name().startswith("ray::") and ".train" in p.cmdline()[0]
+        ]
+        assert workers
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        printed = driver.communicate(timeout=LIMIT_S)[0]
+        assert driver.returncode == 0, printed
+    assert [row["state"] for row in table(results)] == ["complete"] * 3
+    assert rows_of(results) == undisturbed
+
+
+@slow
+def test_a_killed_driver_costs_no_trial_and_a_second_one_is_refused_meanwhile(
+    tmp_path: Path, undisturbed: Rows
+) -> None:
+    spec = write_spec(tmp_path, **SERIAL)
+    results = tmp_path / "killed"
+    with subprocess.Popen(command(spec, results), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        second = results / "trials/0001/epoch.csv"
+        wait_for(lambda: second.exists() and len(read_csv(second)) >= 3, "the second trial's third epoch")
+        refused = sweep(spec, results, "--resume")
+        assert refused.returncode == 2
+        assert f"process {driver.pid}" in refused.stderr
+        children = psutil.Process(driver.pid).children(recursive=True)
+        trials = [child for child in children if child.name() not in RAY_AGENTS]
+        driver.kill()
+        driver.wait()
+    psutil.wait_procs(trials, timeout=30)
+    assert not [child for child in trials if child.is_running()]
+    done = sweep(spec, results, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows_of(results) == undisturbed
+
+
+@slow
+def test_when_all_trials_fail_it_says_why_and_exits_with_1(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, run_cap=2, retries={"max_failures": 0}, trainer={**TINY_TRAINER, "device": "cuda"})
+    done = sweep(spec, tmp_path / "results")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "device = 'cuda' is not available" in done.stdout
+    assert [row["state"] for row in table(tmp_path / "results")] == ["failed", "failed"]
+
+
+# --- bad input: an error before Ray starts -------------------------------------------------------------------------
+
+
+def bad(**data: Any) -> dict[str, Any]:
+    return {"trainer": {**TINY_TRAINER, "data": {**TINY_TRAINER["data"], **data}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"paramters": {}}, ["unknown key 'paramters'", "did you mean 'parameters'?"]),
+        ({"parameters": {"alhpa": {"min": 0.1, "max": 0.9}}}, ["unknown parameter 'alhpa'", "'alpha'"]),
+        ({"parameters": {"alpha": {"min": 0.9, "max": 0.1}}}, ["min = 0.9 is not below max = 0.1"]),
+        (
+            {"parameters": {"base_lr": {"distribution": "log_uniform_values", "min": 0.0, "max": 0.1}}},
+            ["base_lr", "must be above 0"],
+        ),
+        ({"parameters": {"mask_ratio": {"min": 0.5, "max": 0.999}}}, ["parameters.mask_ratio", "no visible"]),
+        ({"trainer": {**TINY_TRAINER, "mask_ratio": 1.5}}, ["trainer.mask_ratio = 1.5", "less than 1"]),
+        ({"trainer": {**TINY_TRAINER, "batch_size": 1000}}, ["trainer.batch_size = 1000", "training clips"]),
+        ({"trainer": {**TINY_TRAINER, "accum_iter": 99}}, ["trainer.accum_iter = 99", "longer than an epoch"]),
+        ({"trainer": {**TINY_TRAINER, "encoder": {"name": "vit_tinny_patch16_224"}}}, ["no timm model", "vit_tiny"]),
+        (bad(image_size=17), ["image_size = 17 x 17", "patch size 4", "use 16 x 16"]),
+        (bad(source="frames", root="/nowhere/at/all"), ["/nowhere/at/all"]),
+        (bad(source="frames"), ["needs root"]),
+        (bad(frame_stride=5), ["a clip spans 16 frames"]),
+        ({"metric": {"name": "val_loss"}}, ["val_loss"]),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else "-".join(value),
+)
+def test_bad_input_is_an_error_with_its_key_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: list[str]
+) -> None:
+    if "encoder" in changes.get("trainer", {}) and "name" in changes["trainer"]["encoder"]:
+        changes["trainer"]["data"] = {**TINY_TRAINER["data"], "image_size": 32}
+    spec = write_spec(tmp_path, **changes)
+    assert main([str(spec), "--results", str(tmp_path / "results")]) == 2
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_spec_names_those_that_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_spec(tmp_path)
+    assert main([str(tmp_path / "tinny.yaml")]) == 2
+    assert "did you mean 'tiny.yaml'?" in capsys.readouterr().err
+
+
+def test_set_reaches_any_key_and_its_faults_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write_spec(tmp_path)
+    results = ["--results", str(tmp_path / "results"), "--dry-run"]
+    options = ["--set", "run_cap=2", "--set", "trainer.data.eval_clips=4", "--set", "parameters.alpha.max=0.8"]
+    assert main([str(spec), *results, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "2 trials" in printed
+    assert "4 held-out clips" in printed
+    assert "alpha 0.1 to 0.8" in printed
+    assert main([str(spec), *results, "--set", "trainer.epoch=3"]) == 2
+    assert "did you mean 'trainer.epochs'?" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(write_spec(tmp_path)), "--results", str(tmp_path / "results"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 epochs of 6 updates" in printed
+    assert "nothing was started" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_a_folder_with_other_files_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/thesis.tex").write_text("precious")
+    assert main([str(write_spec(tmp_path)), "--results", str(tmp_path / "results")]) == 2
+    assert "holds files, but no sweep" in capsys.readouterr().err
+
+
+def test_nothing_to_resume_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(write_spec(tmp_path)), "--results", str(tmp_path / "results"), "--resume"]) == 2
+    assert "holds no sweep" in capsys.readouterr().err
+
+
+@slow
+def test_a_folder_of_another_spec_is_refused_with_the_difference(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = finished[0]
+    spec = str(results.parent / "tiny.yaml")
+    assert main([spec, "--results", str(results)]) == 2
+    assert "holds this sweep already" in capsys.readouterr().err
+    assert main([spec, "--results", str(results), "--resume", "--set", "trainer.epochs=4"]) == 2
+    assert "trainer.epochs: 3 there, 4 here" in capsys.readouterr().err

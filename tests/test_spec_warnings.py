@@ -1,0 +1,61 @@
+"""sweep/spec_warnings.py: what is allowed and probably not meant."""
+
+from pathlib import Path
+
+import pytest
+
+from sweep.spec import load_spec
+from tests.specs import ALPHA, GRID, make
+
+SPECS = Path(__file__).parents[1] / "sweeps"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({"objective": {"loss": "train"}}, "objective.loss: train does not compare across alpha"),
+        ({"metric": {"name": "summary/best_loss"}}, "metric.name: summary/best_loss does not compare across alpha"),
+        ({"metric": {"name": "eval/pred_skill"}}, "better when higher. Write goal: maximize"),
+        ({"parameters": ALPHA | {"beta": {"min": 0.1, "max": 0.9}}}, "one degree of freedom too many"),
+        ({"run_cap": None}, "run_cap is absent: 16 trials will run"),
+        ({"method": "grid", "parameters": GRID, "run_cap": 4}, "run_cap = 4 cuts the grid of 6 combinations"),
+        ({"run_cap": 8}, "TPE never takes over"),
+        ({"confirm": {"top_k": 3, "seeds": [1, 2]}}, "does not run it yet"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 8}}, "nothing is ever stopped early"),
+        ({"trainer": {"alpha": 0.3}}, "trainer.alpha is also a parameter; the parameter wins"),
+        ({"parameters": {"alpha": {"min": 0, "max": 1}}, "search": {"presets": []}}, "Write 0.0 and 1.0"),
+        (
+            {"parameters": {"base_lr": {"distribution": "log_uniform", "min": 1e-4, "max": 4e-3}}},
+            "values are 1 to 1.004. To give the values themselves, write log_uniform_values",
+        ),
+        (
+            {"parameters": {"mask_ratio": {"distribution": "q_uniform", "min": 0.52, "max": 0.9, "q": 0.1}}},
+            "min = 0.52 is no multiple of q = 0.1; values are multiples, here 0.6 to 0.9",
+        ),
+        (
+            {"parameters": {"mask_ratio": {"distribution": "q_uniform", "min": 0.55, "max": 0.65, "q": 0.1}}},
+            "min = 0.55 and max = 0.65 is no multiple of q = 0.1; values are multiples, here 0.6 to 0.6",
+        ),
+        ({"parameters": {"alpha": {"value": 0.5}}}, "all trials are equal"),
+    ],
+)
+def test_what_is_probably_not_meant_is_one_warning_with_a_remedy(content, part):
+    (warning,) = make(**content).warnings()
+    assert part in warning
+
+
+def test_a_trainer_value_that_the_presets_take_is_no_second_value_of_its_parameter():
+    parameters = ALPHA | {"base_lr": {"min": 1e-4, "max": 1e-2}}
+    assert make(parameters=parameters, trainer={"base_lr": 2e-3}).warnings() == []
+    (warning,) = make(parameters=parameters, trainer={"base_lr": 2e-3}, search={"presets": []}).warnings()
+    assert "trainer.base_lr is also a parameter" in warning
+
+
+def test_loss_train_is_no_warning_where_nothing_shifts_it():
+    spec = make(parameters={"base_lr": {"min": 1e-4, "max": 1e-3}}, objective={"loss": "train"})
+    assert spec.warnings() == []
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_specs_that_come_with_the_code_load_without_a_warning(path):
+    assert load_spec(path).warnings() == []
