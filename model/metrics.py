@@ -92,8 +92,13 @@ EVAL = (
     _epoch("eval/loss_pred", "as loss_pred, held-out clips, fixed protocol", "prediction, comparable"),
     _epoch("eval/loss_dynamic", "eval/loss_recon + eval/loss_pred", "dynamic loss, comparable"),
     _epoch("eval/reference_loss", "0.5 * eval/loss_static + 0.5 * eval/loss_dynamic", "comparable across trials"),
-    _epoch("eval/static_skill", "1 - eval/loss_static / MSE(training-set mean frame)", "above 0: beats the mean frame"),
-    _epoch("eval/pred_skill", "1 - eval/loss_pred / MSE(copy of frame 3)", "above 0: beats copying frame 3"),
+    _epoch(
+        "eval/static_skill",
+        "1 - eval/loss_static / MSE(training-set mean frame)",
+        "above 0: beats that",
+        True,
+    ),
+    _epoch("eval/pred_skill", "1 - eval/loss_pred / MSE(copy of frame 3)", "above 0: beats that", True),
 )
 
 OBJECTIVE = (

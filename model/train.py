@@ -8,6 +8,7 @@ Writes `config.yaml`, `batch.csv`, `epoch.csv`, `summary.json` and `checkpoint/l
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -81,16 +82,18 @@ def train(config: TrainConfig, out: Path, resume: Path | None, console: Console)
     try:
         for event in trainer.train():
             sink.log(event)
-            if event.level is Level.EPOCH:
+            if event.level is Level.EPOCH and all(map(math.isfinite, event.values.values())):
                 save_checkpoint(out / CHECKPOINT, trainer.state_dict())
                 console.print(_epoch_line(event, config.epochs))
     except KeyboardInterrupt:
         sink.log(trainer.summary())
-        console.print(f"stopped; the last whole epoch is kept. Go on with --resume {out / CHECKPOINT}")
+        kept = (out / CHECKPOINT).exists()
+        how = f"the last whole epoch is kept. Go on with --resume {out / CHECKPOINT}" if kept else "no epoch was done"
+        console.print(f"stopped; {how}")
         raise
     except FloatingPointError as error:
         sink.log(trainer.summary())
-        last = f"; the last good checkpoint is {out / CHECKPOINT}" if trainer.epoch else ""
+        last = f"; the last good checkpoint is {out / CHECKPOINT}" if (out / CHECKPOINT).exists() else ""
         raise UserError(f"diverged: {error}{last}") from None
     finally:
         sink.close(0)
@@ -99,10 +102,12 @@ def train(config: TrainConfig, out: Path, resume: Path | None, console: Console)
 
 def _epoch_line(event: Event, epochs: int) -> str:
     row = event.values
+    skills = "".join(
+        f"  {name} skill {row[f'eval/{name}_skill']:+.3f}" for name in ("static", "pred") if f"eval/{name}_skill" in row
+    )
     return (
         f"epoch {int(row['epoch']) + 1:>3}/{epochs}  train {row['epoch/train_loss']:.4f}  "
-        f"reference {row['eval/reference_loss']:.4f}  static skill {row['eval/static_skill']:+.3f}  "
-        f"pred skill {row['eval/pred_skill']:+.3f}  lr {row['epoch/lr']:.2e}"
+        f"reference {row['eval/reference_loss']:.4f}{skills}  lr {row['epoch/lr']:.2e}"
     )
 
 

@@ -24,7 +24,7 @@ from model import metrics
 from model.checkpoint import CheckpointError
 from model.config import TrainConfig
 from model.data.clips import Clips, ClipSet, load_clips
-from model.errors import ConfigError
+from model.device import pick_device, to_host, uses_bf16
 from model.evaluate import Evaluator
 from model.losses import patchify, random_order
 from model.mae import JointTactileMAE
@@ -111,7 +111,8 @@ class Trainer:
         """The rest of the current epoch: a batch event per update, then the epoch's event.
 
         Raises:
-            NonFiniteLossError: after the event of the update whose loss is NaN or infinite.
+            NonFiniteLossError: after the event of the update whose loss is NaN or infinite, or of the epoch whose
+                evaluation is.
         """
         self._seconds, self._resumed_at = self._elapsed(), time.perf_counter()  # an iteration given up before counts
         order = self._epoch_order()
@@ -119,11 +120,14 @@ class Trainer:
             self._launch_update(order)
             yield from self._report(keep=1)  # the update before: its losses arrived while this one was launched
         yield from self._report(keep=0)
-        row = self._epoch_row() | self._evaluate(self.model, self._autocast)
+        row = self._epoch_row() | self._evaluate(self.model)
         self.epoch += 1
         self._means = _Means()
         self._seconds, self._resumed_at = self._elapsed(), None
         yield Event(Level.EPOCH, row)
+        for name, value in row.items():
+            if not math.isfinite(value):  # the epoch's last update broke the weights
+                raise NonFiniteLossError(f"{name} = {value} after epoch {self.epoch - 1}; lower base_lr or clip_grad")
 
     def summary(self) -> Event:
         """The summary of the epochs done so far; best_loss is absent where no epoch was finished."""
@@ -160,7 +164,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
-        self._in_flight.append(_InFlight(self.update, *_to_host(sums / config.accum_iter)))
+        self._in_flight.append(_InFlight(self.update, *to_host(sums / config.accum_iter)))
         self.update += 1
 
     def _report(self, keep: int) -> Iterator[Event]:
@@ -341,23 +345,6 @@ class _Means:
         return self.sums[name] / self.counts[name]
 
 
-def pick_device(config: TrainConfig) -> torch.device:
-    """The device of a config. Raises ConfigError where it is asked for and not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if config.device == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
-    if not there[config.device]:
-        raise ConfigError(f"device = {config.device!r} is not available here; use auto or cpu")
-    return torch.device(config.device)
-
-
-def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether a config computes in bf16 on a device: where it is asked for, or where the GPU has it."""
-    if config.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return config.precision == "bf16"
-
-
 def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices are decayed; vectors (biases, norms), tokens and positions are not (as in timm and MAE)."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -365,17 +352,6 @@ def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str,
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start the copy of a small tensor to the host; on CUDA the event tells when it has arrived."""
-    if values.device.type != "cuda":
-        return values.to("cpu"), None
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return host, arrived
 
 
 def _ratio(part: float, whole: float) -> float | None:

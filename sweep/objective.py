@@ -112,7 +112,7 @@ class Objective:
             inputs = {name: number for name, number in row.items() if not name.startswith("objective/")}
             bad = next((name for name, number in inputs.items() if not math.isfinite(number)), None)
             if bad is not None:
-                self.diverged = f"diverged: {bad} = {row[bad]} in epoch {epoch}"
+                self.diverged = f"{bad} = {row[bad]} in epoch {epoch}"
 
 
 class _SettledMean:

@@ -146,7 +146,10 @@ def _sum_up(plan: SweepPlan, folder: ResultsFolder, records: list[Record], stopp
         config = spec.space.to_config(spec.trainer, winner.values)
         about = f"best of sweep {spec.name} (trial {trial_name(winner.number)}, {spec.metric.name} {winner.value:.6g})"
         folder.write_best(config_text(config, about))
-    report = write_report(folder.path)
+    try:
+        report = str(write_report(folder.path))
+    except Exception as error:  # a page that fails must not hide what the sweep found
+        report = f"not written: {type(error).__name__}: {error}"
     counts = {outcome: sum(record.outcome is outcome for record in records) for outcome in Outcome}
     shown = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items() if count)
     console.print(f"\n{len(records)} trials: {shown}", soft_wrap=True)

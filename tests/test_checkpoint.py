@@ -87,7 +87,7 @@ class Malicious:
         return Path.mkdir, (self.folder,)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))])
+@pytest.mark.parametrize("write", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state, protocol=2))])
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, write):
     trap = tmp_path / "trap"
     write({"version": 1, "model": Malicious(trap)}, tmp_path / "last.pt")

@@ -98,7 +98,7 @@ def test_objective_of_a_diverged_trial_has_no_value_and_says_why(bad, settings):
     objective.add_batch({"batch/epoch": 1, "batch/loss_total": bad, "batch/loss_ratio": 1.0})
     later = [objective.end_epoch(epoch_row(1)), objective.end_epoch(epoch_row(2))]
     assert all(math.isnan(row["objective/value"]) and row.keys() == {"objective/value"} for row in later)
-    assert objective.diverged == f"diverged: batch/loss_total = {bad} in epoch 1"
+    assert objective.diverged == f"batch/loss_total = {bad} in epoch 1"
 
 
 def test_a_non_finite_evaluation_diverges_too():

@@ -1,4 +1,4 @@
-"""`python -m sweep.run` as a user runs it: whole sweeps with real Ray, real Optuna storage and real offline W&B runs."""
+"""`python -m sweep.run` as a user runs it: whole sweeps with real Ray, Optuna storage and offline W&B runs."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_every_outcome_is_told_as_what_it_is(tmp_path: Path) -> None:
     assert trials[1].intermediate_values == {0: 3.0, 1: 2.0}
     assert trials[2].constraints == {"diverged": 1.0}
     records = study.records()
-    assert [r.outcome for r in records] == [*Outcome][1:] + [Outcome.RUNNING]
+    assert [r.outcome for r in records] == [*[*Outcome][1:], Outcome.RUNNING]
     assert [r.reason for r in records][1:3] == ["stopped early after 2 epochs", "loss_pred = nan at update 7"]
     assert (records[1].value, records[1].epochs) == (2.0, 2)
 

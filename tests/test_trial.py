@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +47,9 @@ def run_all(run: TrialRun) -> list[EpochReport]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[EpochReport]]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[EpochReport]]:
     results = tmp_path_factory.mktemp("finished")
-    yield results, run_all(TrialRun(job(results)))
+    return results, run_all(TrialRun(job(results)))
 
 
 def test_every_update_has_its_row_in_csv_and_in_wandb(finished: tuple[Path, list[EpochReport]]) -> None:
