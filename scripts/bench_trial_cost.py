@@ -65,7 +65,7 @@ def ours(trials: int, folder: Path) -> tuple[float, float, float]:
     table = TrialTable(results, spec)
     seconds = []
     for record in study.records():
-        row = table.row(record, f"{record.number:04d}")
+        row = table.row(record)
         seconds.append(row["summary/total_time_seconds"])
     assert len(seconds) == trials
     return wall, clock.ends[-1] - clock.ends[0], statistics.median(seconds)
@@ -74,9 +74,9 @@ def ours(trials: int, folder: Path) -> tuple[float, float, float]:
 def plain_trial(config: dict[str, Any]) -> None:
     """What one writes first: everything anew in each trial."""
     import torch
+    import wandb
     from ray import tune
 
-    import wandb
     from model.config import TrainConfig
     from model.sinks import CsvSink
     from model.trainer import Trainer

@@ -42,7 +42,7 @@ class Progress:
         find: Callable[[str], Record],
         sign: float,
         metric: str,
-        on_ended: Callable[[Record, str], None],
+        on_ended: Callable[[Record], None],
     ) -> None:
         self._console = console
         self._num_trials = num_trials
@@ -71,10 +71,13 @@ class Progress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def note_best(self, trial: str, value: float) -> None:
-        """A finished trial's value, also of an earlier session."""
+    def note_best(self, record: Record) -> None:
+        """Compare with a trial that trained to its end, also one of an earlier session."""
+        value = record.value
+        if record.outcome is not Outcome.COMPLETE or value is None:
+            return
         if self._best is None or self._sign * value < self._sign * self._best[0]:
-            self._best = (value, trial)
+            self._best = (value, record.trial)
 
     # --- Watcher ---
 
@@ -93,13 +96,12 @@ class Progress:
         """A trial ended."""
         self._running.pop(trial, None)
         record = self._find(trial)
-        self._on_ended(record, trial)
+        self._on_ended(record)
         if record.outcome is Outcome.RUNNING:
             self._print(f"trial {trial}  interrupted; --resume goes on with it")
             return
         self._done += 1
-        if record.outcome is Outcome.COMPLETE and record.value is not None:
-            self.note_best(trial, record.value)
+        self.note_best(record)
         self._print(self._trial_line(record, trial))
 
     def warning(self, text: str) -> None:

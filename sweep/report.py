@@ -96,7 +96,7 @@ def _no_winner(results: SweepResults) -> str:
     if first.value is not None:
         sentences.append(
             f"The best value until now is {results.spec.metric.name} {number(first.value)}, of trial "
-            f"{first.number:04d} after {first.epochs} epochs ({state_name(first.outcome)}); values after different "
+            f"{first.trial} after {first.epochs} epochs ({state_name(first.outcome)}); values after different "
             "numbers of epochs do not compare."
         )
     reasons = Counter(trial.record.reason for trial in results.trials if trial.record.reason)

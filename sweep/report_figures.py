@@ -118,7 +118,7 @@ def _slice(results: SweepResults, name: str) -> Figure:
     else:
         _add_trials(figure, results.trials, lambda trial: trial.record.values.get(name), legend=False)
         log = "log" in distribution_of(results.spec.parameters[name])
-        figure.update_xaxes(type="log" if log else "linear", minor={"ticks": "outside"} if log else None)
+        figure.update_xaxes(type="log" if log else "linear")
     if results.best:
         figure.add_scatter(
             x=[results.best.record.values.get(name)],
@@ -128,7 +128,7 @@ def _slice(results: SweepResults, name: str) -> Figure:
             hoverinfo="skip",
             showlegend=False,
         )
-    return _figure(name, "", figure, name, results.spec.metric.name)
+    return _figure(name, "Ring: the best trial." if results.best else "", figure, name, results.spec.metric.name)
 
 
 def _reference_loss(results: SweepResults) -> Figure:
@@ -183,7 +183,7 @@ def _add_line(figure: go.Figure, trial: TrialResult, rows: Sequence[Row], step: 
     figure.add_scatter(
         x=[row[step] for row in rows],
         y=[row[metric] for row in rows],
-        name=f"trial {trial.name}, {trial.record.preset}" if trial.record.preset else f"trial {trial.name}",
+        name=f"{trial.name} {trial.record.preset or ''}".strip(),
         mode="lines" if len(rows) > 1 else "markers",
         line={"color": color, "dash": dash, "width": 2},
         showlegend=True,
@@ -216,6 +216,6 @@ def _figure(title: str, text: str, figure: go.Figure, x: str, y: str) -> Figure:
         include_plotlyjs=False,
         full_html=False,
         default_height="340px",
-        config={"responsive": True, "displayModeBar": False},
+        config={"displayModeBar": False},
     )
     return Figure(title, text, html)

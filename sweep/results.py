@@ -40,6 +40,7 @@ class ResultsFolder:
         self.provenance_file = self.path / "provenance.json"
         self.trials_file = self.path / "trials.csv"
         self.best_file = self.path / "best.yaml"
+        self.report_file = self.path / "report.html"
         self.stop_file = self.path / ".stop"
         self._lock = FileLock(self.path / ".driver.lock")
 
@@ -161,19 +162,18 @@ class TrialTable:
             *SUMMARY_NAMES,
         )
 
-    def update(self, record: Record, trial: str, now: bool = False) -> None:
+    def update(self, record: Record) -> None:
         """Put a trial's row in its present state."""
-        row = self.row(record, trial)
-        self._rows[record.number] = row
-        if now or time.monotonic() - self._written_at > self.REWRITE_EVERY_S:
+        self._rows[record.number] = self.row(record)
+        if time.monotonic() - self._written_at > self.REWRITE_EVERY_S:
             self.write()
 
-    def row(self, record: Record, trial: str) -> dict[str, Any]:
+    def row(self, record: Record) -> dict[str, Any]:
         """A trial's row as its files and the study have it now."""
-        folder = self._folder.trial_folder(trial)
+        folder = self._folder.trial_folder(record.trial)
         epochs = read_csv(folder / "epoch.csv")
         row: dict[str, Any] = {
-            "trial": trial,
+            "trial": record.trial,
             "state": record.outcome.value,
             "reason": record.reason,
             "preset": record.preset,

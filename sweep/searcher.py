@@ -6,6 +6,7 @@ is told as what it is, and the study's journal is all the state there is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +14,11 @@ from ray.tune.search import Searcher
 
 from model.config import TrainConfig
 from model.errors import ConfigError
-from sweep.study import Outcome, Suggestion, SweepStudy
+from sweep.study import Outcome, Suggestion, SweepStudy, trial_name
 
 # what a trial reports to Tune beside the metrics
 EPOCHS = "epochs_done"
 FINISHED, DIVERGED, INTERRUPTED = "trial_finished", "trial_diverged", "trial_interrupted"
-
-
-def trial_name(number: int) -> str:
-    """The one id of a trial: folder, W&B run and Ray directory end in it."""
-    return f"{number:04d}"
 
 
 class StudySearcher(Searcher):
@@ -82,7 +78,7 @@ class StudySearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Ray's word of an epoch after which the trial goes on."""
-        self._study.report(self._numbers[trial_id], result[EPOCHS] - 1, result[self.metric])
+        self._study.report(self._numbers[trial_id], result[EPOCHS] - 1, result.get(self.metric, math.nan))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Ray's word that the trial ended: finished, stopped by the scheduler, diverged, interrupted or crashed."""
@@ -94,10 +90,13 @@ class StudySearcher(Searcher):
         elif result.get(DIVERGED):
             self._study.finish(number, Outcome.DIVERGED, str(result[DIVERGED]))
         else:
-            self._study.report(number, result[EPOCHS] - 1, result[self.metric])
-            if result.get(FINISHED):
+            value = result.get(self.metric, math.nan)
+            self._study.report(number, result[EPOCHS] - 1, value)
+            if not math.isfinite(value):  # a skill without a baseline, for example
+                self._study.finish(number, Outcome.FAILED, f"{self.metric} has no value")
+            elif result.get(FINISHED):
                 self._study.finish(number, Outcome.COMPLETE)
-                self.stopping |= self._reaches_target(result[self.metric])
+                self.stopping |= self._reaches_target(value)
             else:
                 self._study.finish(number, Outcome.PRUNED, f"stopped early after {result[EPOCHS]} epochs")
 

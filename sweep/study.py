@@ -41,6 +41,11 @@ class Outcome(StrEnum):
     FAILED = "failed"  # crashed, again after every retry
 
 
+def trial_name(number: int) -> str:
+    """The one id of a trial: its folder, its Ray directory and the end of its W&B id."""
+    return f"{number:04d}"
+
+
 @dataclass(frozen=True)
 class Suggestion:
     """A trial to run. `values` are trainer fields by dotted name; `preset` names the preset it came from."""
@@ -61,6 +66,11 @@ class Record:
     value: float | None
     epochs: int
     reason: str | None
+
+    @property
+    def trial(self) -> str:
+        """The trial's id."""
+        return trial_name(self.number)
 
 
 class SweepStudy:

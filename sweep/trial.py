@@ -159,7 +159,9 @@ class TrialRun:
             self.close(exit_code=1 if diverged else 0)
         elif self._save_clock.due():
             self._save()
-        return EpochReport(epochs=self._trainer.epoch, metrics=row, finished=finished, diverged=diverged)
+        # as it would stand if this were the last epoch: a sweep may minimise it
+        metrics = row | {"summary/best_loss": row["epoch/best_loss_so_far"]}
+        return EpochReport(epochs=self._trainer.epoch, metrics=metrics, finished=finished, diverged=diverged)
 
     def _resume(self) -> tuple[int, int] | None:
         """Go on from the folder's checkpoint; returns the last (update, epoch) that an earlier part logged."""

@@ -34,9 +34,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from model.errors import ConfigError
 from sweep.results import ResultsFolder
-from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, StudySearcher, trial_name
+from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, StudySearcher
 from sweep.spec import Resources, SweepSpec
-from sweep.study import SweepStudy
+from sweep.study import SweepStudy, trial_name
 
 if TYPE_CHECKING:
     from sweep.trial import TrialRun
