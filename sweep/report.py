@@ -41,7 +41,7 @@ def render(results: SweepResults) -> str:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.ChainableUndefined,  # provenance.json of another version may lack keys
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -94,10 +94,10 @@ def _no_winner(results: SweepResults) -> str:
     sentences = ["No trial has trained to its end, so there is no best one."]
     first = min((trial.record for trial in results.trials), key=results.rank)
     if first.value is not None:
+        epochs = "1 epoch" if first.epochs == 1 else f"{first.epochs} epochs"
         sentences.append(
-            f"The best value until now is {results.spec.metric.name} {number(first.value)}, of trial "
-            f"{first.trial} after {first.epochs} epochs ({state_name(first.outcome)}); values after different "
-            "numbers of epochs do not compare."
+            f"The best value until now is {results.spec.metric.name} {number(first.value)}, of trial {first.trial} "
+            f"after {epochs} ({state_name(first.outcome)}); values after different numbers of epochs do not compare."
         )
     reasons = Counter(trial.record.reason for trial in results.trials if trial.record.reason)
     if reasons:

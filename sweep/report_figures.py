@@ -111,17 +111,21 @@ def _history(results: SweepResults) -> Figure:
 
 def _slice(results: SweepResults, name: str) -> Figure:
     parameter = results.spec.space.parameters[name]
+    chosen = isinstance(parameter, Choice)
+
+    def x(trial: TrialResult) -> Any:
+        value = trial.record.values.get(name)
+        return str(value) if chosen else value
+
     figure = go.Figure()
+    _add_trials(figure, results.trials, x, legend=False)
     if isinstance(parameter, Choice):
-        _add_trials(figure, results.trials, lambda trial: str(trial.record.values.get(name, "")), legend=False)
         figure.update_xaxes(type="category", categoryorder="array", categoryarray=[str(v) for v in parameter.values])
     else:
-        _add_trials(figure, results.trials, lambda trial: trial.record.values.get(name), legend=False)
-        log = "log" in distribution_of(results.spec.parameters[name])
-        figure.update_xaxes(type="log" if log else "linear")
+        figure.update_xaxes(type="log" if "log" in distribution_of(results.spec.parameters[name]) else "linear")
     if results.best:
         figure.add_scatter(
-            x=[results.best.record.values.get(name)],
+            x=[x(results.best)],
             y=[results.best.record.value],
             mode="markers",
             marker={"symbol": "circle-open", "color": ORANGE, "size": 15, "line": {"width": 2.5}},
@@ -136,23 +140,26 @@ def _reference_loss(results: SweepResults) -> Figure:
     y: list[Any] = []
     text: list[str] = []
     for trial in results.trials:  # one trace for all: a trace each is slow with hundreds of trials
-        rows = thin([row for row in trial.epochs if REFERENCE_LOSS in row])
+        rows = thin([row for row in trial.epochs if EPOCH_STEP in row and REFERENCE_LOSS in row])
         x += [*(row[EPOCH_STEP] for row in rows), None]
         y += [*(row[REFERENCE_LOSS] for row in rows), None]
         text += [f"trial {trial.name}"] * (len(rows) + 1)
     figure = go.Figure()
     look = {"color": GREY, "width": 1}
     figure.add_scatter(x=x, y=y, text=text, name="all trials", mode="lines+markers", line=look, opacity=0.6)
+    if max(trial.record.epochs for trial in results.trials) <= 10:
+        figure.update_xaxes(dtick=1)  # no ticks between epochs
     if results.best:
-        _add_line(figure, results.best, results.best.epochs, EPOCH_STEP, REFERENCE_LOSS, 0)
+        _add_line(figure, results.best, results.best.epochs, (EPOCH_STEP, REFERENCE_LOSS), "best", LINES[0])
     text_below = "One fixed protocol for all trials, so these values compare across weights and mask ratios."
     return _figure("Reference loss by epoch", text_below, figure, "epoch", REFERENCE_LOSS)
 
 
 def _updates(results: SweepResults, batches: dict[str, list[Row]], metric: str) -> Figure:
     figure = go.Figure()
-    for place, trial in enumerate(results.watched):
-        _add_line(figure, trial, batches[trial.name], BATCH_STEP, metric, place)
+    for trial, look in zip(results.watched, LINES, strict=False):
+        what = "best" if trial is results.best else trial.record.preset or ""
+        _add_line(figure, trial, batches[trial.name], (BATCH_STEP, metric), what, look)
     if metric == "batch/static_contribution":
         figure.add_hline(y=results.spec.objective.target, line={"color": GREY, "dash": "dot", "width": 1.5})
     return _figure(metric, CORE_TRIANGLE[metric], figure, "update (batch/iteration)", metric)
@@ -177,14 +184,22 @@ def _add_trials(
         )
 
 
-def _add_line(figure: go.Figure, trial: TrialResult, rows: Sequence[Row], step: str, metric: str, place: int) -> None:
-    rows = [row for row in rows if metric in row and step in row]
-    color, dash = LINES[place]
+def _add_line(
+    figure: go.Figure,
+    trial: TrialResult,
+    rows: Sequence[Row],
+    axes: tuple[str, str],
+    what: str,
+    look: tuple[str, str],
+) -> None:
+    """A trial's curve of one metric over another, where its rows have both."""
+    points = [(row[axes[0]], row[axes[1]]) for row in rows if axes[0] in row and axes[1] in row]
+    color, dash = look
     figure.add_scatter(
-        x=[row[step] for row in rows],
-        y=[row[metric] for row in rows],
-        name=f"{trial.name} {trial.record.preset or ''}".strip(),
-        mode="lines" if len(rows) > 1 else "markers",
+        x=[x for x, _ in points],
+        y=[y for _, y in points],
+        name=f"{trial.name} {what}".strip(),
+        mode="lines" if len(points) > 1 else "markers",
         line={"color": color, "dash": dash, "width": 2},
         showlegend=True,
     )
@@ -194,7 +209,7 @@ def _hover(trial: TrialResult) -> str:
     """What plotly shows at a mark; it takes simple HTML."""
     record = trial.record
     lines = [
-        f"trial {trial.name}, {state_name(record.outcome)}, {record.epochs} epochs",
+        f"trial {trial.name}, {state_name(record.outcome)}, epochs: {record.epochs}",
         f"value {number(record.value)}",
     ]
     lines += [f"{name} {number(value)}" for name, value in record.values.items()]

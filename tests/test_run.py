@@ -265,6 +265,21 @@ def test_when_all_trials_fail_it_says_why_and_exits_with_1(tmp_path: Path) -> No
     assert [row["state"] for row in table(tmp_path / "results")] == ["failed", "failed"]
 
 
+REAL_FRAMES = Path(__file__).parents[2] / "shared/data/gelsight_mini/frames"
+ROOT = Path(__file__).parents[1]
+
+
+@slow
+@pytest.mark.skipif(not REAL_FRAMES.is_dir(), reason="the real frames are not here")
+def test_the_spec_for_real_frames_runs_on_them(tmp_path: Path) -> None:
+    short = ["run_cap=2", "trainer.epochs=1", "trainer.data.clips_per_epoch=64", f"trainer.data.root={REAL_FRAMES}"]
+    options = [word for option in short for word in ("--set", option)]
+    done = sweep(ROOT / "sweeps/real_frames.yaml", tmp_path / "results", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "53 sequences" in done.stdout
+    assert [row["state"] for row in table(tmp_path / "results")] == ["complete"] * 2
+
+
 # --- bad input: an error before Ray starts -------------------------------------------------------------------------
 
 
