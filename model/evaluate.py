@@ -22,38 +22,39 @@ EVAL_SEED = 20251024  # the same masks in every trial, of any seed
 EVAL_BATCH = 64  # not the trial's batch size: float sums must not depend on it
 
 
+Load = Callable[[Tensor], Tensor]
+
+
 class Evaluator:
     """Evaluates models on `clips` under the fixed protocol.
 
     Args:
-        load: clip numbers -> normalised patches [B, N, 4, P] on the device, without augmentation.
+        load: clip numbers -> normalised patches [B, N, 4, P] on the device, without augmentation. Given again at each
+            evaluation, not kept: it belongs to the trainer that keeps this evaluator.
         mean_patches: the training-set mean frame as normalised patches [N, P], on the device.
     """
 
-    def __init__(
-        self, config: TrainConfig, clips: ClipSet, load: Callable[[Tensor], Tensor], mean_patches: Tensor
-    ) -> None:
-        self._load = load
+    def __init__(self, config: TrainConfig, clips: ClipSet, load: Load, mean_patches: Tensor) -> None:
         self._num_patches = config.num_patches
         masked = min(max(round_to_patches(EVAL_MASK_RATIO, self._num_patches), 1), self._num_patches - 1)
         self._num_visible = self._num_patches - masked
         generator = torch.Generator().manual_seed(EVAL_SEED)
         orders = [random_order(len(clips), self._num_patches, generator) for _ in ("static", "dynamic")]
         self._static_order, self._dynamic_order = (order.to(mean_patches.device) for order in orders)
-        self._mean_frame_mse, self._copy_frame_mse = self._baselines(mean_patches)
+        self._mean_frame_mse, self._copy_frame_mse = self._baselines(load, mean_patches)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(self, load: Load) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         count = len(self._static_order)
         for start in range(0, count, EVAL_BATCH):
             chosen = slice(start, min(start + EVAL_BATCH, count))
-            patches = self._load(torch.arange(chosen.start, chosen.stop))
+            patches = load(torch.arange(chosen.start, chosen.stop))
             yield patches, self._static_order[chosen], self._dynamic_order[chosen]
 
     @torch.no_grad()
-    def _baselines(self, mean_patches: Tensor) -> tuple[float, float]:
+    def _baselines(self, load: Load, mean_patches: Tensor) -> tuple[float, float]:
         """MSE of the mean frame at the masked patches of frame 1, and of frame 3 as frame 4."""
         sums = torch.zeros(2, dtype=torch.float64)
-        for patches, static_order, _ in self._batches():
+        for patches, static_order, _ in self._batches(load):
             masked = static_order[:, self._num_visible :]
             target = in_order(patches[:, :, 0], masked)
             mean = in_order(mean_patches.expand(len(patches), -1, -1), masked)
@@ -63,7 +64,7 @@ class Evaluator:
         return mean_frame, copy_frame
 
     @torch.no_grad()
-    def __call__(self, model: JointTactileMAE) -> dict[str, float]:
+    def __call__(self, model: JointTactileMAE, load: Load) -> dict[str, float]:
         """The `eval/...` metrics, computed in float32 whatever the trial trains in. One host copy per evaluation.
 
         A skill is absent where its baseline makes no error (frames that never change): there is nothing to compare.
@@ -71,7 +72,7 @@ class Evaluator:
         model.eval()
         sizes: list[int] = []
         parts: list[Tensor] = []
-        for patches, static_order, dynamic_order in self._batches():
+        for patches, static_order, dynamic_order in self._batches(load):
             losses = model(patches, static_order, dynamic_order, self._num_visible)
             sizes.append(len(patches))
             parts.append(torch.stack(losses))

@@ -179,10 +179,16 @@ def build_vit(config: TrainConfig) -> VisionTransformer:
     return vit
 
 
+def check_encoder(config: TrainConfig) -> None:
+    """Raise ConfigError as `build_vit` does, without the memory and time of its weights."""
+    with torch.device("meta"):
+        build_vit(config)
+
+
 def check_vit_name(encoder: EncoderConfig) -> None:
     """Raise ConfigError, with a guess, where timm has no model of that name."""
     name = (encoder.name or "").partition(".")[0]
-    known = list_models("*vit*")
+    known = list_models()
     if name not in known:
         raise ConfigError(
             f"encoder.name = {encoder.name!r} is no timm model;{guess(name, known)} "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -57,6 +57,19 @@ class History:
 
     def close(self, exit_code: int) -> None:
         """Nothing to close."""
+
+    def events(self) -> Iterator[Event]:
+        """The batch and epoch rows in the order in which a trainer gives them out: an epoch's row after its batches."""
+        batches = iter(self.batch)
+        waiting = next(batches, None)
+        for epoch in self.epoch:
+            while waiting is not None and waiting["batch/epoch"] <= epoch["epoch"]:
+                yield Event(Level.BATCH, waiting)
+                waiting = next(batches, None)
+            yield Event(Level.EPOCH, epoch)
+        while waiting is not None:
+            yield Event(Level.BATCH, waiting)
+            waiting = next(batches, None)
 
 
 class CsvSink:

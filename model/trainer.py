@@ -114,13 +114,14 @@ class Trainer:
             NonFiniteLossError: after the event of the update whose loss is NaN or infinite, or of the epoch whose
                 evaluation is.
         """
+        assert not self.finished, "there is no epoch left"
         self._seconds, self._resumed_at = self._elapsed(), time.perf_counter()  # an iteration given up before counts
         order = self._epoch_order()
         while self.update < (self.epoch + 1) * self.plan.updates:
             self._launch_update(order)
             yield from self._report(keep=1)  # the update before: its losses arrived while this one was launched
         yield from self._report(keep=0)
-        row = self._epoch_row() | self._evaluate(self.model)
+        row = self._epoch_row() | self._evaluate(self.model, self._held_out_patches)
         self.epoch += 1
         self._means = _Means()
         self._seconds, self._resumed_at = self._elapsed(), None

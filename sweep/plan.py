@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from model.config import TrainConfig
@@ -12,6 +13,8 @@ from model.errors import ConfigError
 from model.plan import EpochPlan
 from sweep.spec import SweepSpec
 from sweep.study import Values
+
+MAX_PROBES = 256  # combinations that are checked against the data
 
 Progress = Callable[[int, int], None]
 
@@ -47,8 +50,8 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
     """
     base = spec.space.to_config(spec.trainer, {})
     clips: dict[str, Clips] = {}
-    names: set[str | None] = set()
-    for config in (base, *_probes(spec, base)):
+    encoders: set[str] = set()
+    for config in (base, *_probes(spec)):
         key = config.data.model_dump_json()
         if key not in clips:
             clips[key] = load_clips(config.data, progress)
@@ -56,11 +59,12 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
             EpochPlan.of(config, len(clips[key].train))
         except ConfigError as error:
             raise ConfigError(f"trainer.{error}") from None
-        if config.encoder.name not in names and config.encoder.name is not None:
-            from model.mae import check_vit_name  # imports timm: only where a name is to be checked
+        encoder = f"{config.encoder} {config.data.height_width}"
+        if config.encoder.name is not None and encoder not in encoders:
+            from model.mae import check_encoder  # imports timm: only where a name is to be checked
 
-            check_vit_name(config.encoder)
-        names.add(config.encoder.name)
+            check_encoder(config)
+            encoders.add(encoder)
     data, store = clips[base.data.model_dump_json()], open_store(base.data)
     return SweepPlan(
         spec=spec,
@@ -74,17 +78,21 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
     )
 
 
-def _probes(spec: SweepSpec, base: TrainConfig) -> list[TrainConfig]:
-    """Configs that differ from the base in one searched parameter that matters to data or model."""
-    probes = []
-    for name, parameter in spec.space.parameters.items():
-        if name.startswith(("data.", "encoder.")) or name in ("batch_size", "accum_iter"):
-            for value in parameter.probes():
-                try:
-                    probes.append(spec.space.to_config(spec.trainer, {name: value}))
-                except ConfigError:
-                    continue  # the spec was checked: this value goes only with others
-    return probes
+def _probes(spec: SweepSpec) -> Iterator[TrainConfig]:
+    """The presets, and what is searched of data, counts and model, at its ends and in all combinations."""
+    values = [preset for _, preset in _first(spec)[: len(spec.presets)]]
+    axes = {
+        name: parameter.probes()
+        for name, parameter in spec.space.parameters.items()
+        if name.startswith(("data.", "encoder.")) or name in ("batch_size", "accum_iter")
+    }
+    corners = itertools.product(*axes.values())
+    values += [dict(zip(axes, corner, strict=True)) for corner in itertools.islice(corners, MAX_PROBES)]
+    for point in values:
+        try:
+            yield spec.space.to_config(spec.trainer, point)
+        except ConfigError:
+            continue  # the spec was checked: these values go only with others
 
 
 def _first(spec: SweepSpec) -> list[tuple[str | None, Values]]:
@@ -98,7 +106,7 @@ def _first(spec: SweepSpec) -> list[tuple[str | None, Values]]:
     if spec.method == "grid":
         presets = [values for _, values in first]
         first += [(None, point) for point in spec.space.grid() if point not in presets]
-    return first[: spec.num_trials]
+    return first
 
 
 def preset_name(preset: Values, number: int) -> str:

@@ -55,7 +55,6 @@ class Progress:
         self._running: dict[str, tuple[int, float | None]] = {}  # trial -> (epochs, value)
         self._best: tuple[float, str] | None = None
         self._started = time.monotonic()
-        self._epochs_seen = 0
         self._last_line = self._started
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._renderable, transient=True)
 
@@ -88,7 +87,6 @@ class Progress:
     def epoch(self, trial: str, epochs: int, metrics: dict[str, Any]) -> None:
         """A trial ended an epoch."""
         self._running[trial] = (epochs, metrics.get(self._metric))
-        self._epochs_seen += 1
         if not self._console.is_terminal and time.monotonic() - self._last_line > QUIET_AT_MOST_S:
             self._print(self._status())
 

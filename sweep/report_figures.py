@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -13,7 +14,7 @@ from model.metrics import BATCH_STEP, EPOCH_STEP
 from model.sinks import Row
 from sweep.report_data import SweepResults, TrialResult
 from sweep.space import Choice, distribution_of
-from sweep.study import Outcome
+from sweep.study import Outcome, Record
 
 MAX_POINTS = 500  # of a curve: more cannot be told apart on a screen
 REFERENCE_LOSS = "eval/reference_loss"
@@ -81,7 +82,8 @@ def thin(rows: Sequence[Row], limit: int = MAX_POINTS) -> list[Row]:
 def _history(results: SweepResults) -> Figure:
     figure = go.Figure()
     complete = [t.record for t in results.trials if t.record.outcome is Outcome.COMPLETE and t.record.value is not None]
-    running_best = [min(complete[: place + 1], key=results.rank).value for place in range(len(complete))]
+    leaders: Iterator[Record] = itertools.accumulate(complete, lambda a, b: min(a, b, key=results.rank))
+    running_best = [record.value for record in leaders]
     figure.add_scatter(
         x=[*(record.number for record in complete), results.trials[-1].record.number],
         y=[*running_best, *running_best[-1:]],

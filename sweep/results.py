@@ -24,10 +24,10 @@ from model.errors import ConfigError, UserError
 from model.metrics import EPOCH_NAMES, EVAL_NAMES, OBJECTIVE_NAMES, SUMMARY_NAMES
 from model.sinks import read_csv, write_json, write_text
 from sweep.spec import SweepSpec
-from sweep.study import JOURNAL, Record
+from sweep.study import Record
 
 # may differ between a sweep and its resumption: they do not change what a trial computes
-FREE_TO_CHANGE = ("description", "run_cap", "resources", "wandb", "retries", "entity", "confirm")
+FREE_TO_CHANGE = ("description", "run_cap", "wandb", "retries", "entity", "confirm", "resources.max_concurrent")
 RECORDED_PACKAGES = ("torch", "timm", "ray", "optuna", "wandb", "numpy", "pydantic", "tactile-sweep")
 
 
@@ -56,11 +56,10 @@ class ResultsFolder:
                     f"results: {self.path} holds files, but no sweep; give an empty or a new folder with --results DIR"
                 )
             return
-        there, here = load_yaml(self.spec_file), spec.resolved()
-        changed = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-        locked = [key for key in changed if key not in FREE_TO_CHANGE]
+        changed = _differences(load_yaml(self.spec_file), spec.resolved())
+        locked = [text for key, text in changed.items() if not key.startswith(FREE_TO_CHANGE)]
         if locked:
-            shown = "; ".join(_difference(key, there.get(key), here.get(key)) for key in locked)
+            shown = "; ".join(locked)
             raise ConfigError(
                 f"results: {self.path} holds a sweep of another spec ({shown}). "
                 "Give another folder with --results DIR (or another name), or the spec as it was, with --resume"
@@ -129,11 +128,6 @@ class ResultsFolder:
     def write_best(self, config_text: str) -> None:
         """best.yaml: a config that `python -m model.train` takes as it is."""
         write_text(self.best_file, config_text)
-
-    @property
-    def has_study(self) -> bool:
-        """Whether trials were ever asked for."""
-        return (self.path / JOURNAL).exists()
 
 
 class TrialTable:
@@ -242,11 +236,14 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def _difference(key: str, there: Any, here: Any) -> str:
+def _differences(there: Any, here: Any, key: str = "") -> dict[str, str]:
+    """Dotted keys whose values differ -> both values, as text."""
     if isinstance(there, dict) and isinstance(here, dict):
-        inner = [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k)]
-        return "; ".join(_difference(f"{key}.{k}", there.get(k), here.get(k)) for k in inner)
-    return f"{key}: {there!r} there, {here!r} here"
+        found: dict[str, str] = {}
+        for inner in sorted(there.keys() | here.keys()):
+            found |= _differences(there.get(inner), here.get(inner), f"{key}.{inner}" if key else inner)
+        return found
+    return {} if there == here else {key: f"{key}: {there!r} there, {here!r} here"}
 
 
 def _dump(content: dict[str, Any]) -> str:

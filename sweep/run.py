@@ -23,8 +23,6 @@ from sweep.spec import SweepSpec, load_spec
 from sweep.study import Outcome, Record, SweepStudy, best
 from sweep.terminal import print_plan, print_summary
 
-DEFAULT_SPEC = Path("sweeps/alpha_beta.yaml")
-
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `python -m sweep.run`."""

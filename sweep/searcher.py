@@ -19,6 +19,7 @@ from sweep.study import Outcome, Suggestion, SweepStudy, trial_name
 # what a trial reports to Tune beside the metrics
 EPOCHS = "epochs_done"
 FINISHED, DIVERGED, INTERRUPTED = "trial_finished", "trial_diverged", "trial_interrupted"
+REFUSED = "trial_refused"  # bad input that only the worker could find: why; it is not tried again
 
 
 class StudySearcher(Searcher):
@@ -52,10 +53,14 @@ class StudySearcher(Searcher):
         self._target = target
         self._numbers: dict[str, int] = {}
         self.stopping = False
+        self._target_reached = any(
+            record.outcome is Outcome.COMPLETE and record.value is not None and self._reaches_target(record.value)
+            for record in study.records()
+        )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Ray's call for a new trial."""
-        while self._left > 0 and not self.stopping:
+        while self._left > 0 and not self.stopping and not (self._target_reached and not self._study.unfinished):
             self._left -= 1
             suggestion: Suggestion = self._study.next()
             try:
@@ -87,6 +92,8 @@ class StudySearcher(Searcher):
             self._study.finish(number, Outcome.FAILED, self._crash_reason(number))
         elif result is None or result.get(INTERRUPTED):
             self._study.release(number)
+        elif result.get(REFUSED):
+            self._study.finish(number, Outcome.FAILED, str(result[REFUSED]))
         elif result.get(DIVERGED):
             self._study.finish(number, Outcome.DIVERGED, str(result[DIVERGED]))
         else:
@@ -96,7 +103,7 @@ class StudySearcher(Searcher):
                 self._study.finish(number, Outcome.FAILED, f"{self.metric} has no value")
             elif result.get(FINISHED):
                 self._study.finish(number, Outcome.COMPLETE)
-                self.stopping |= self._reaches_target(value)
+                self._target_reached |= self._reaches_target(value)
             else:
                 self._study.finish(number, Outcome.PRUNED, f"stopped early after {result[EPOCHS]} epochs")
 

@@ -14,6 +14,8 @@ from sweep.space import Space
 if TYPE_CHECKING:  # sweep.spec imports this module
     from sweep.spec import SweepSpec
 
+CHANGES_EVALUATION = ("data.", "encoder.patch_size")  # other clips, or other patches to reconstruct
+KEEPS_EVALUATION = ("data.hflip", "data.vflip", "data.clips_per_epoch", "data.store_dir")
 TRAINING_LOSSES = ("epoch/train_loss", "epoch/best_loss_so_far", "summary/best_loss")
 SHIFTS_TRAINING_LOSS = ("alpha", "beta", "mask_ratio")  # metrics.md, "Why the objective does not use the training loss"
 
@@ -52,11 +54,18 @@ def warnings_of(spec: SweepSpec) -> Iterator[str]:
         )
     if spec.confirm is not None:
         yield "confirm is accepted, but this version does not run it yet."
-    stop = spec.early_terminate
-    if stop is not None and "epochs" not in searched and stop.first_rung >= spec.trainer.epochs:
+    measuring = [name for name in searched if name.startswith(CHANGES_EVALUATION) and name not in KEEPS_EVALUATION]
+    if measuring and not spec.metric.name.endswith("_skill"):
+        yield (
+            f"{', '.join(measuring)}: changes what is evaluated, so {spec.metric.name} does not compare across it (the "
+            "easiest clips win). Fix it, or write metric: {name: eval/pred_skill, goal: maximize}, which is measured "
+            "against the same clips."
+        )
+    stop, epochs = spec.early_terminate, spec.space.to_config(spec.trainer, {}).epochs
+    if stop is not None and "epochs" not in searched and stop.first_rung >= epochs:
         yield (
             f"early_terminate: the first decision comes after {stop.first_rung} epochs, but a trial has only "
-            f"{spec.trainer.epochs}, so nothing is ever stopped early. Lower min_iter or raise trainer.epochs."
+            f"{epochs}, so nothing is ever stopped early. Lower min_iter or raise trainer.epochs."
         )
     filled_in = {n for p in spec.presets for n in spec.space.fill_preset(p, spec.trainer).keys() - p.keys()}
     for name in sorted((spec.given_of_trainer & spec.parameters.keys()) - filled_in):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -84,7 +84,7 @@ class SweepStudy:
         seed: with the trial's number it fixes the draw, so an interrupted search goes on as if it had not been.
         startup_trials: random trials before TPE models anything.
         direction: of the reported metric.
-        first: (preset name or None, values) to try before the sampler is asked; used when the study is new.
+        first: (preset name or None, values) to try before the sampler is asked; the same each time.
     """
 
     def __init__(
@@ -107,9 +107,8 @@ class SweepStudy:
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         self._study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
         frozen = self._study.get_trials(deepcopy=False)
-        if not frozen:
-            for preset, values in first:
-                self._study.enqueue_trial(space.from_values(values), user_attrs={"preset": preset})
+        for preset, values in list(first)[len(frozen) :]:  # an earlier driver may have been killed while it did this
+            self._study.enqueue_trial(space.from_values(values), user_attrs={"preset": preset})
         self._asked = sum(trial.state != TrialState.WAITING for trial in frozen)
         self._unfinished = deque(trial for trial in frozen if trial.state == TrialState.RUNNING)
         self._running: dict[int, Trial] = {}
@@ -118,7 +117,10 @@ class SweepStudy:
         """The next trial: one that an earlier driver left unfinished, else a new one."""
         if self._unfinished:
             frozen = self._unfinished.popleft()
+            self._study.sampler = self._make_sampler(frozen.number)
             trial = Trial(self._study, frozen._trial_id)
+            for name, distribution in self._space.distributions.items():
+                _suggest(trial, name, distribution)  # what it has stays; a driver killed within `ask` left less
         else:
             self._study.sampler = self._make_sampler(self._asked)
             trial = self._study.ask(self._space.distributions)
@@ -209,6 +211,15 @@ class _KnownSpaceTPE(TPESampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._distributions
+
+
+def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> None:
+    if isinstance(distribution, FloatDistribution):
+        trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    elif isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
 
 
 def _reported(trial: Trial) -> dict[int, float]:

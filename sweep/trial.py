@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.config import DataConfig, TrainConfig
 from model.data.clips import Clips, load_clips
-from model.metrics import EPOCH_STEP, Level
-from model.sinks import CsvSink, Event, Sink, read_csv, write_text
+from model.device import uses_bf16
+from model.metrics import Level
+from model.sinks import CsvSink, Event, History, Row, Sink, read_csv, write_text
 from model.trainer import NonFiniteLossError, Trainer
 from sweep.objective import Objective, ObjectiveSettings
 from sweep.spec import WandbSettings
@@ -91,32 +92,39 @@ class TrialRun:
         self._checkpoint = job.folder / "checkpoint" / "last.pt"
         self._trainer = Trainer(job.config, _clips(job.config.data))
         self._objective = Objective(job.objective)
-        logged = self._resume()
+        kept = self._resume()
         write_text(job.folder / "config.yaml", config_text(job.config, f"trial {job.trial} of sweep {job.sweep}"))
-        self._sinks: list[Sink] = [
-            CsvSink(job.folder, keep_batches=self._trainer.reported, keep_epochs=self._trainer.epoch),
-            WandbSink(
-                RunIdentity(
-                    id=f"{job.sweep_uid}-{job.trial}",
-                    name=f"{job.sweep}-{job.trial}",
-                    group=job.sweep,
-                    project=job.project,
-                    entity=job.entity,
-                    folder=job.results,
-                    tags=(job.preset,) if job.preset else (),
-                ),
-                self._wandb_config(),
-                mode=job.wandb.mode,
-                init_timeout_s=job.wandb.init_timeout_s,
-                resume_after=logged,
+        csv = CsvSink(job.folder, keep_batches=len(kept.batch), keep_epochs=len(kept.epoch))
+        wandb = WandbSink(
+            RunIdentity(
+                id=f"{job.sweep_uid}-{job.trial}",
+                name=f"{job.sweep}-{job.trial}",
+                group=job.sweep,
+                project=job.project,
+                entity=job.entity,
+                folder=job.results,
+                tags=(job.preset,) if job.preset else (),
             ),
-        ]
+            self._wandb_config(),
+            mode=job.wandb.mode,
+            init_timeout_s=job.wandb.init_timeout_s,
+            resumed=bool(kept.batch),
+        )
+        for event in kept.events():  # a killed part may have left rows in the CSV files that never came to W&B
+            wandb.log(event)
+        self._sinks: list[Sink] = [csv, wandb]
+        self._last_row = kept.epoch[-1] if kept.epoch else None
         self._save_clock, self._look_clock = _Clock(SAVE_EVERY_S), _Clock(LOOK_EVERY_S)
         self._saved_update = self._trainer.update
         self._ended = False
 
     def run_epoch(self) -> EpochReport:
-        """Train to the end of the current epoch; closes the trial where that was the last one, or it diverged."""
+        """Train to the end of the current epoch; closes the trial where that was the last one, or it diverged.
+
+        Of a trial that was finished before it was opened, the last epoch is reported again.
+        """
+        if self._trainer.finished and self._last_row is not None:
+            return self._report(self._last_row)
         try:
             for event in self._trainer.run_epoch():
                 if event.level is Level.EPOCH:
@@ -154,41 +162,45 @@ class TrialRun:
     def _end_epoch(self, event: Event) -> EpochReport:
         row = dict(event.values) | self._objective.end_epoch(event.values)
         self._log(Event(Level.EPOCH, row))
+        return self._report(row)
+
+    def _report(self, row: Row) -> EpochReport:
+        """What the epoch's row says of the trial; ends the trial, or saves a checkpoint where one is due."""
         finished, diverged = self._trainer.finished, self._objective.diverged
         if finished or diverged:
             self.close(exit_code=1 if diverged else 0)
         elif self._save_clock.due():
             self._save()
         # as it would stand if this were the last epoch: a sweep may minimise it
-        metrics = row | {"summary/best_loss": row["epoch/best_loss_so_far"]}
+        metrics = dict(row) | {"summary/best_loss": row["epoch/best_loss_so_far"]}
         return EpochReport(epochs=self._trainer.epoch, metrics=metrics, finished=finished, diverged=diverged)
 
-    def _resume(self) -> tuple[int, int] | None:
-        """Go on from the folder's checkpoint; returns the last (update, epoch) that an earlier part logged."""
+    def _resume(self) -> History:
+        """Go on from the folder's checkpoint; returns the rows of the folder's files up to it."""
         folder = self.job.folder
-        batches, epochs = read_csv(folder / "batch.csv"), read_csv(folder / "epoch.csv")
+        kept = History(batch=list(read_csv(folder / "batch.csv")), epoch=list(read_csv(folder / "epoch.csv")))
         if self._checkpoint.exists():
             try:
                 self._trainer.load_state_dict(load_checkpoint(self._checkpoint))
-                if len(batches) < self._trainer.reported or len(epochs) < self._trainer.epoch:
+                if len(kept.batch) < self._trainer.reported or len(kept.epoch) < self._trainer.epoch:
                     raise CheckpointError(f"{folder}: the CSV files hold fewer rows than the checkpoint knows of")
             except CheckpointError as error:
                 logger.warning("trial %s starts afresh: %s", self.job.trial, error)
                 self._trainer = Trainer(self.job.config, self._trainer.clips)
-        done_epochs, done_batches = epochs[: self._trainer.epoch], batches[: self._trainer.reported]
-        self._objective = Objective.replay(done_epochs, done_batches, self.job.objective)
-        for row in done_batches:
+        del kept.batch[self._trainer.reported :], kept.epoch[self._trainer.epoch :]
+        self._objective = Objective.replay(kept.epoch, kept.batch, self.job.objective)
+        for row in kept.batch:
             if row["batch/epoch"] >= self._trainer.epoch:
                 self._objective.add_batch(row)
-        if not batches:
-            return None
-        return int(batches[-1]["batch/iteration"]), int(epochs[-1][EPOCH_STEP]) if epochs else -1
+        return kept
 
     def _wandb_config(self) -> dict[str, Any]:
         job = self.job
         return {
             **job.config.model_dump(mode="json"),
             **job.values,
+            "resolved_device": str(self._trainer.device),
+            "resolved_precision": "bf16" if uses_bf16(job.config, self._trainer.device) else "fp32",
             "effective_mask_ratio": job.config.effective_mask_ratio,
             "beta": job.config.weights[1],
             "objective": job.objective.model_dump(mode="json"),

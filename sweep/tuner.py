@@ -21,25 +21,28 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 # read when ray is imported or Tune starts
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a trial with gpu: 0 sees no GPU
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our sinks log; Tune's would do it again
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the study is the state; Tune's snapshots are not used
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # an interrupted trial reports no metric
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # error.txt has them
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours lets trials leave a checkpoint first
 
 import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from model.errors import ConfigError
+from model.errors import ConfigError, UserError
 from sweep.results import ResultsFolder
-from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, StudySearcher
+from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, REFUSED, StudySearcher
 from sweep.spec import Resources, SweepSpec
 from sweep.study import SweepStudy, trial_name
 
 if TYPE_CHECKING:
     from sweep.trial import TrialRun
+
+logger = logging.getLogger(__name__)
 
 ERROR_FILE = "error.txt"
 WARNINGS = "trial_warnings"
@@ -75,11 +78,17 @@ class SweepTrainable(tune.Trainable):
 
         torch.set_num_threads(max(1, int(config["cpu"])))
         self._run: TrialRun | None = None
+        self._warnings: list[str] = []
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Close the trial before, which gets no `cleanup`, and take the next."""
-        self._close()
+        with _collected_warnings(self._warnings):
+            try:
+                self._close()
+            except Exception as error:  # it is not the next trial's fault
+                logger.warning("the end of trial %s was not recorded: %s", self._job.trial, error)
+                self._run = None
         self._take(new_config)
         return True
 
@@ -94,17 +103,21 @@ class SweepTrainable(tune.Trainable):
         """One epoch."""
         from sweep.trial import TrialRun
 
-        with _collected_warnings() as warnings:
+        with _collected_warnings(self._warnings):
             try:
                 if self._run is None:
                     if self._stop_file.exists():
                         return {INTERRUPTED: True, "done": True}
+                    (self._job.folder / ERROR_FILE).unlink(missing_ok=True)  # of an attempt before this one
                     self._run = TrialRun(self._job, should_stop=self._stop_file.exists)
                 report = self._run.run_epoch()
+            except UserError as error:
+                return {REFUSED: str(error), "done": True}
             except Exception:
                 self._job.folder.mkdir(parents=True, exist_ok=True)
                 (self._job.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
                 raise
+        warnings, self._warnings = self._warnings, []
         result = {
             **report.metrics,
             EPOCHS: report.epochs,
@@ -128,6 +141,11 @@ class SweepTrainable(tune.Trainable):
         if self._run is not None:
             self._run.close()
             self._run = None
+
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # the next model may have another size
 
 
 @dataclass(frozen=True)
@@ -196,12 +214,16 @@ class _TuneCallback(tune.Callback):
             if text not in self._warned:
                 self._warned.add(text)
                 self._watcher.warning(text)
-        if not result.get(INTERRUPTED):
+        if EPOCHS in result:
             self._watcher.epoch(trial.config["trial"], result[EPOCHS], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         assert self._watcher
         self._watcher.ended(trial.config["trial"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        assert self._watcher
+        self._watcher.warning(f"the worker of trial {trial.config['trial']} died; the trial goes on in another")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         assert self._watcher
@@ -225,8 +247,8 @@ def run_trials(
         crash_reason=lambda number: _crash_reason(folder, number),
         target=spec.metric.target,
     )
-    with _ray() as cluster, _stopping(searcher, folder.stop_file, watcher) as stopped:
-        concurrent = max_concurrent(spec.resources, cluster)
+    with _ray() as nodes, _stopping(searcher, folder.stop_file, watcher) as stopped:
+        concurrent = max_concurrent(spec.resources, nodes)
         shared = {
             "sweep": spec.name,
             "sweep_uid": sweep_uid,
@@ -261,16 +283,18 @@ def run_trials(
     return stopped.is_set()
 
 
-def max_concurrent(resources: Resources, cluster: dict[str, float]) -> int:
-    """Trials at the same time on a cluster with these resources. Raises ConfigError where not even one fits."""
-    fits = []
-    for key, name, asked in (("cpu", "CPU", resources.cpu), ("gpu", "GPU", resources.gpu)):
-        if asked > 0:
-            there = cluster.get(name, 0.0)
-            if asked > there:
-                raise ConfigError(f"resources.{key} = {asked:g}, but Ray has {there:g} here; ask for at most that")
-            fits.append(math.floor(there / asked + 1e-9))
-    most = min(fits)
+def max_concurrent(resources: Resources, nodes: list[dict[str, float]]) -> int:
+    """Trials at the same time on nodes with these resources. Raises ConfigError where no node has room for one."""
+    wanted = {"CPU": resources.cpu, "GPU": resources.gpu}
+    most = 0
+    for node in nodes:
+        most += min(math.floor(node.get(name, 0.0) / asked + 1e-9) for name, asked in wanted.items() if asked > 0)
+    if most == 0:
+        largest = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in wanted}
+        raise ConfigError(
+            f"resources: a trial asks for {resources.cpu:g} CPU and {resources.gpu:g} GPU, but the largest node that "
+            f"Ray has here offers {largest['CPU']:g} CPU and {largest['GPU']:g} GPU; ask for at most that"
+        )
     return most if resources.max_concurrent == "auto" else min(most, resources.max_concurrent)
 
 
@@ -298,8 +322,8 @@ def _max_epochs(spec: SweepSpec) -> int:
 
 
 @contextmanager
-def _ray() -> Iterator[dict[str, float]]:
-    """A Ray of our own on loopback, or the one that a Ray job runs in; yields its resources."""
+def _ray() -> Iterator[list[dict[str, float]]]:
+    """A Ray of our own on loopback, or the one that a Ray job runs in; yields the resources of its nodes."""
     in_job = bool(os.environ.get("RAY_ADDRESS"))
     options: dict[str, Any] = (
         {"address": "auto"}
@@ -313,7 +337,7 @@ def _ray() -> Iterator[dict[str, float]]:
     )
     ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
     try:
-        yield ray.cluster_resources()
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
 
@@ -344,9 +368,8 @@ def _stopping(searcher: StudySearcher, stop_file: Path, watcher: Watcher) -> Ite
 
 
 @contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
-    """Warnings of our own loggers, to be sent to the driver: a worker's terminal is nobody's."""
-    texts: list[str] = []
+def _collected_warnings(texts: list[str]) -> Iterator[None]:
+    """Warnings of our own loggers into `texts`, to be sent to the driver: a worker's terminal is nobody's."""
 
     class Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -357,7 +380,7 @@ def _collected_warnings() -> Iterator[list[str]]:
     for log in loggers:
         log.addHandler(handler)
     try:
-        yield texts
+        yield
     finally:
         for log in loggers:
             log.removeHandler(handler)

@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
+from sweep.wandb_files import last_rows
 
 T = TypeVar("T")
 RequestedMode = Literal["auto", "online", "offline", "disabled"]
@@ -89,8 +90,8 @@ class WandbSink(Sink):
         config: the trial's parameters, plain JSON values.
         mode: see `resolve_mode`.
         init_timeout_s: how long the server may take to accept the run, before it becomes an offline run.
-        resume_after: (batch/iteration, epoch) of the last rows that an earlier part of this run logged; rows up to
-            these are not logged again.
+        resumed: an earlier part of this run logged rows; those that W&B holds are not logged again. Which these are is
+            asked of W&B's own records: a killed part may have left fewer than it was given.
         finish_timeout_s: how long `close` waits for the upload; the rest stays on disk for `wandb sync`.
 
     Attributes:
@@ -108,7 +109,7 @@ class WandbSink(Sink):
         config: dict[str, Any],
         mode: RequestedMode,
         init_timeout_s: float,
-        resume_after: tuple[int, int] | None = None,
+        resumed: bool = False,
         finish_timeout_s: float = 30.0,
     ) -> None:
         for name, seconds in {"init_timeout_s": init_timeout_s, "finish_timeout_s": finish_timeout_s}.items():
@@ -117,7 +118,7 @@ class WandbSink(Sink):
         self._identity = identity
         self._init_timeout_s = init_timeout_s
         self._finish_timeout_s = finish_timeout_s
-        self._resume_after = resume_after
+        self._held = (-1, -1)  # (batch/iteration, epoch) of the last rows that W&B holds of earlier parts
         self._warned_of_row = False
         self._run: Any = None
         self.mode, reason = resolve_mode(mode)
@@ -125,6 +126,8 @@ class WandbSink(Sink):
             _logger.warning("W&B run %s is %s: %s", identity.id, self.mode, reason)
         if self.mode == "online" and time.monotonic() < WandbSink._offline_until_s:
             self.mode = "offline"
+        if resumed and self.mode != "disabled":
+            self._held = last_rows(identity.folder, identity.id)
         if self.mode == "online":
             self._start_online(config)
         if self.mode == "offline":
@@ -156,9 +159,9 @@ class WandbSink(Sink):
             _warn("W&B run %s is not complete (%s). Upload the rest: wandb sync %s", self._identity, error, folder)
 
     def _is_repeated(self, event: Event) -> bool:
-        if self._resume_after is None or event.level is Level.SUMMARY:
+        if event.level is Level.SUMMARY:
             return False
-        iteration, epoch = self._resume_after
+        iteration, epoch = self._held
         if event.level is Level.BATCH:
             return event.values[BATCH_STEP] <= iteration
         return event.values[EPOCH_STEP] <= epoch
@@ -172,6 +175,12 @@ class WandbSink(Sink):
             folder = self._identity.folder / "wandb" / f"offline-run-*-{self._identity.id}*"
             _warn("W&B run %s goes offline (%s). Upload it later: wandb sync %s", self._identity, error, folder)
             _reset_client()  # the failed run holds its id, and a second init with that id would never return
+
+        else:
+            with suppress(Exception):  # also rows that a part on another machine sent
+                summary = self._run.summary
+                sent = (summary.get(BATCH_STEP, -1), summary.get(EPOCH_STEP, -1))
+                self._held = (max(self._held[0], int(sent[0])), max(self._held[1], int(sent[1])))
 
     def _start_offline(self, config: dict[str, Any]) -> None:
         def start() -> Any:

@@ -35,10 +35,13 @@ class Protocol:
 
         self.patches = normalised(self.held_out / 255)  # [clips, N, 4, P]
         self.mean_patches = normalised(torch.from_numpy(clips.mean_frame)[None, None])[0, :, 0]
-        self._evaluator = Evaluator(config, clips.held_out, lambda ids: self.patches[ids], self.mean_patches)
+        self._evaluator = Evaluator(config, clips.held_out, self.load, self.mean_patches)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        return self._evaluator(model)
+        return self._evaluator(model, self.load)
+
+    def load(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.patches[ids]
 
 
 class Guess(nn.Module):

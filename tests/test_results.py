@@ -47,7 +47,8 @@ def test_another_spec_is_refused_with_what_differs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"run_cap": 9}, {"wandb": {"mode": "disabled"}}, {"resources": {"cpu": 2}}, {"description": "more"}]
+    "change",
+    [{"run_cap": 9}, {"wandb": {"mode": "disabled"}}, {"resources": {"max_concurrent": 1}}, {"description": "more"}],
 )
 def test_what_changes_no_trial_may_change_at_a_resumption(tmp_path: Path, change: dict[str, Any]) -> None:
     folder = opened(tmp_path / "results")

@@ -177,6 +177,13 @@ def rows_of(results: Path) -> Rows:
     return {f.name: ((f / "batch.csv").read_bytes(), (f / "epoch.csv").read_bytes()) for f in trial_folders(results)}
 
 
+def assert_wandb_has_every_row_once(results: Path) -> None:
+    for folder in trial_folders(results):
+        history = logged_history(results, folder.name)
+        assert [row for row in history if metrics.BATCH_STEP in row] == read_csv(folder / "batch.csv")
+        assert [row for row in history if metrics.EPOCH_STEP in row] == read_csv(folder / "epoch.csv")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -208,6 +215,7 @@ def test_an_interrupted_sweep_ends_cleanly_and_resumes_to_the_same_rows(
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["state"] for row in table(results)] == ["complete"] * 3
     assert rows_of(results) == undisturbed
+    assert_wandb_has_every_row_once(results)
 
 
 @slow
@@ -231,6 +239,7 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path, undisturbed: Rows) -> No
         assert driver.returncode == 0, printed
     assert [row["state"] for row in table(results)] == ["complete"] * 3
     assert rows_of(results) == undisturbed
+    assert_wandb_has_every_row_once(results)
 
 
 @slow
@@ -254,6 +263,7 @@ def test_a_killed_driver_costs_no_trial_and_a_second_one_is_refused_meanwhile(
     done = sweep(spec, results, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert rows_of(results) == undisturbed
+    assert_wandb_has_every_row_once(results)
 
 
 @slow

@@ -40,7 +40,8 @@ def test_a_full_spec_loads_and_nested_parameters_get_dotted_names(tmp_path):
     assert spec.trainer == TrainConfig(epochs=9, clip_grad=None, data={"hflip": 0.0})
     assert spec.presets == ({"alpha": 0.5}, {"alpha": 0.75})
     assert spec.num_trials == 16
-    assert spec.warnings() == []
+    (warning,) = spec.warnings()
+    assert warning.startswith("data.frame_stride: changes what is evaluated")
 
 
 def test_a_plain_wandb_sweep_file_runs_unchanged(tmp_path):

@@ -169,3 +169,17 @@ def test_the_best_trial_is_one_that_trained_to_its_end() -> None:
 def test_optuna_dashboard_and_others_can_load_the_study_by_name(tmp_path: Path) -> None:
     run_one(open_study(tmp_path), 1.25)
     assert [t.value for t in stored(tmp_path)] == [1.25]
+
+
+def test_a_larger_run_cap_later_still_tries_what_is_first(tmp_path: Path) -> None:
+    first = [(None, {"alpha": value, "base_lr": 0.05}) for value in (0.2, 0.4, 0.6)]
+    values = [run_one(open_study(tmp_path, first=first), 1.0)["alpha"] for _ in range(3)]
+    assert values == [0.2, 0.4, 0.6]
+
+
+def test_a_trial_whose_driver_was_killed_while_it_asked_gets_its_parameters_later(tmp_path: Path) -> None:
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "whole").mkdir()
+    killed, whole = open_study(tmp_path / "killed"), open_study(tmp_path / "whole")
+    killed._study._storage.create_new_trial(killed._study._study_id)  # what `ask` writes before the parameters
+    assert open_study(tmp_path / "killed").next() == whole.next()

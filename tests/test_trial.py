@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +197,37 @@ def test_trials_of_a_process_share_the_open_clips() -> None:
     data = TrainConfig.model_validate(TINY_TRAINER).data
     assert _clips(data) is _clips(data)
     assert len(_clips(data).train) == len(load_clips(data).train)
+
+
+def test_a_trial_that_was_finished_before_reports_its_last_epoch_again_and_trains_no_more(
+    tmp_path: Path, finished: tuple[Path, list[EpochReport]]
+) -> None:
+    reports = run_all(TrialRun(job(tmp_path)))
+    again = run_all(TrialRun(job(tmp_path)))
+    assert again == reports[-1:]
+    assert without_time(tmp_path / "trials/0003") == without_time(finished[0] / "trials/0003")
+
+
+def test_rows_that_never_came_to_wandb_come_with_the_next_part(
+    tmp_path: Path, finished: tuple[Path, list[EpochReport]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweep.trial.SAVE_EVERY_S", 0.0)
+    killed = TrialRun(job(tmp_path))
+    lost = killed._sinks.pop()  # the CSV files go on, W&B's service is dead
+    lost.close(1)
+    killed.run_epoch()
+    run_all(TrialRun(job(tmp_path)))
+    assert read_history(tmp_path) == read_history(finished[0])
+
+
+def test_a_worker_keeps_no_model_of_an_earlier_trial(tmp_path: Path) -> None:
+    run = TrialRun(job(tmp_path, epochs=1, warmup_epochs=0))
+    model = weakref.ref(run._trainer.model)
+    run.run_epoch()
+    run.close()
+    gc.disable()  # reference counting alone must do
+    try:
+        del run
+        assert model() is None
+    finally:
+        gc.enable()

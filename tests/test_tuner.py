@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,15 +43,6 @@ def test_the_worse_trials_are_stopped_and_presets_never() -> None:
     assert decide(scheduler, preset, 1, 0.9) == TrialScheduler.CONTINUE
 
 
-def test_a_diverged_trial_decides_nothing() -> None:
-    scheduler = asha()
-    diverged, other = trial("0000"), trial("0001")
-    scheduler.on_trial_add(None, diverged)
-    scheduler.on_trial_add(None, other)
-    scheduler.on_trial_complete(None, diverged, {EPOCHS: 1, METRIC: math.nan})
-    assert decide(scheduler, other, 1, 5.0) == TrialScheduler.CONTINUE
-
-
 def test_a_resumed_sweep_decides_as_an_uninterrupted_one(tmp_path: Path) -> None:
     study = SweepStudy(tmp_path, "tiny", tiny_spec().space)
     first, second = study.next().number, study.next().number
@@ -68,19 +58,26 @@ def test_a_resumed_sweep_decides_as_an_uninterrupted_one(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("resources", "cluster", "most"),
+    ("resources", "nodes", "most"),
     [
-        ({}, {"CPU": 2.0}, 2),
-        ({"cpu": 0.5}, {"CPU": 2.0}, 4),
-        ({"cpu": 2, "max_concurrent": 4}, {"CPU": 16.0}, 4),
-        ({"cpu": 4, "gpu": 0.3}, {"CPU": 64.0, "GPU": 1.0}, 3),
-        ({"cpu": 0.1}, {"CPU": 0.3}, 3),
+        ({}, [{"CPU": 2.0}], 2),
+        ({"cpu": 0.5}, [{"CPU": 2.0}], 4),
+        ({"cpu": 2, "max_concurrent": 4}, [{"CPU": 16.0}], 4),
+        ({"cpu": 4, "gpu": 0.3}, [{"CPU": 64.0, "GPU": 1.0}], 3),
+        ({"cpu": 0.1}, [{"CPU": 0.3}], 3),
+        ({"cpu": 6}, [{"CPU": 8.0}, {"CPU": 16.0}], 3),
+        ({"gpu": 1}, [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}], 4),
     ],
 )
-def test_as_many_trials_run_as_fit(resources: dict[str, Any], cluster: dict[str, float], most: int) -> None:
-    assert max_concurrent(Resources(**resources), cluster) == most
+def test_as_many_trials_run_as_fit(resources: dict[str, Any], nodes: list[dict[str, float]], most: int) -> None:
+    assert max_concurrent(Resources(**resources), nodes) == most
 
 
-def test_resources_that_no_node_has_are_an_error_that_says_what_is_there() -> None:
-    with pytest.raises(ConfigError, match=r"resources\.gpu = 1, but Ray has 0 here"):
-        max_concurrent(Resources(gpu=1), {"CPU": 8.0})
+@pytest.mark.parametrize(
+    ("resources", "nodes"), [({"gpu": 1}, [{"CPU": 8.0}]), ({"cpu": 16}, [{"CPU": 8.0}, {"CPU": 8.0}])]
+)
+def test_resources_that_no_node_has_are_an_error_that_says_what_is_there(
+    resources: dict[str, Any], nodes: list[dict[str, float]]
+) -> None:
+    with pytest.raises(ConfigError, match=r"the largest node that Ray has here offers 8 CPU and 0 GPU"):
+        max_concurrent(Resources(**resources), nodes)

@@ -171,12 +171,7 @@ def test_resumed_parts_hold_every_row_once(start: Callable[..., WandbSink], tmp_
         first.log(event)
     first.close(1)
 
-    logged = [event.values for event in TWO_EPOCHS[:cut]]
-    after = (
-        max([int(row["batch/iteration"]) for row in logged if "batch/iteration" in row], default=-1),
-        max([int(row["epoch"]) for row in logged if "epoch" in row], default=-1),
-    )
-    second = start(mode="offline", resume_after=after)
+    second = start(mode="offline", resumed=True)
     for event in TWO_EPOCHS:  # the checkpoint is older than the last row: everything is computed again
         second.log(event)
     second.close(0)
@@ -382,9 +377,9 @@ def test_an_online_run_sends_every_row_and_its_exit_code(
 def test_a_resumed_online_run_goes_on_behind_its_earlier_rows(
     start: Callable[..., WandbSink], server: WandbDouble
 ) -> None:
-    for after, exit_code in ((None, 1), ((1, 0), 0)):
-        sink = start(resume_after=after)
-        for event in TWO_EPOCHS[: 3 if after is None else None]:
+    for resumed, exit_code in ((False, 1), (True, 0)):
+        sink = start(resumed=resumed)
+        for event in TWO_EPOCHS[: None if resumed else 3]:
             sink.log(event)
         sink.close(exit_code)
     assert server.rows("trial_1") == [event.values for event in TWO_EPOCHS]
@@ -495,9 +490,9 @@ def test_the_key_is_in_no_file_and_no_log(
 def test_offline_parts_of_a_resumed_run_sync_to_one_run(
     start: Callable[..., WandbSink], server: WandbDouble, tmp_path: Path
 ) -> None:
-    for after in (None, (1, 0)):
-        sink = start(mode="offline", resume_after=after)
-        for event in TWO_EPOCHS[: 3 if after is None else None]:
+    for resumed in (False, True):
+        sink = start(mode="offline", resumed=resumed)
+        for event in TWO_EPOCHS[: None if resumed else 3]:
             sink.log(event)
         sink.close(0)
         time.sleep(1.1)  # the parts are ordered by the second in which they started
