@@ -92,6 +92,7 @@ class TrialRun:
         self._checkpoint = job.folder / "checkpoint" / "last.pt"
         self._trainer = Trainer(job.config, _clips(job.config.data))
         self._objective = Objective(job.objective)
+        has_rows = (job.folder / "batch.csv").exists()
         kept = self._resume()
         write_text(job.folder / "config.yaml", config_text(job.config, f"trial {job.trial} of sweep {job.sweep}"))
         csv = CsvSink(job.folder, keep_batches=len(kept.batch), keep_epochs=len(kept.epoch))
@@ -108,7 +109,7 @@ class TrialRun:
             self._wandb_config(),
             mode=job.wandb.mode,
             init_timeout_s=job.wandb.init_timeout_s,
-            resumed=bool(kept.batch),
+            resumed=has_rows,
         )
         for event in kept.events():  # a killed part may have left rows in the CSV files that never came to W&B
             wandb.log(event)

@@ -230,7 +230,7 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path, undisturbed: Rows) -> No
         workers = [
             p
             for p in psutil.Process(driver.pid).children(recursive=True)
-            if p.name().startswith("ray::") and ".train" in p.cmdline()[0]
+            if "Trainable" in "".join(p.cmdline()[:1])  # ray::ResourceTrainable, with .train while it trains
         ]
         assert workers
         for worker in workers:

@@ -231,3 +231,14 @@ def test_a_worker_keeps_no_model_of_an_earlier_trial(tmp_path: Path) -> None:
         assert model() is None
     finally:
         gc.enable()
+
+
+def test_a_trial_killed_before_its_first_checkpoint_leaves_no_row_twice_in_wandb(
+    tmp_path: Path, finished: tuple[Path, list[EpochReport]]
+) -> None:
+    killed = TrialRun(job(tmp_path))
+    killed.run_epoch()
+    killed._sinks.pop().close(1)  # as W&B's service does when its process dies
+    assert not (tmp_path / "trials/0003/checkpoint").exists()
+    run_all(TrialRun(job(tmp_path)))
+    assert read_history(tmp_path) == read_history(finished[0])
