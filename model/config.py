@@ -200,7 +200,7 @@ class TrainConfig(_Config):
     @model_validator(mode="before")
     @classmethod
     def _no_lr(cls, content: Any) -> Any:
-        if isinstance(content, dict) and "lr" in content and "base_lr" not in content:
+        if isinstance(content, dict) and "lr" in content:
             raise ValueError(
                 f"unknown key 'lr' = {content['lr']!r}; give base_lr, the rate for an effective batch of {BASE_BATCH}: "
                 "lr = base_lr * batch_size * accum_iter / 256"

@@ -130,6 +130,9 @@ def _explain(fault: dict[str, Any], model: type[BaseModel], content: Any, prefix
         hint = guess(relative, elsewhere or siblings) or guess(relative, known)
         return f"unknown key {path!r};{hint} Known here: {', '.join(s.rpartition('.')[2] for s in siblings)}."
     if fault["type"] == "missing":
+        if isinstance(fault["loc"][-1], int):
+            index = fault["loc"][-1]
+            return f"{path.removesuffix(f'.{index}')} has too few values: number {index + 1} is missing."
         return f"{path} is missing; it must be given."
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message.replace("Input should be", "must be")

@@ -18,9 +18,28 @@ class ConfigError(UserError):
     """A config, spec or command-line value is wrong."""
 
 
+SYNONYMS = {  # what others call our fields
+    "lr": "base_lr",
+    "learning_rate": "base_lr",
+    "blr": "base_lr",
+    "wd": "weight_decay",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "masking_ratio": "mask_ratio",
+    "num_epochs": "epochs",
+    "gradient_clip": "clip_grad",
+    "img_size": "image_size",
+    "stride": "frame_stride",
+    "path": "root",
+}
+
+
 def guess(name: str, known: Iterable[str]) -> str:
     """` did you mean 'mask_ratio'?`, or nothing where no known name is near."""
     known = list(known)
+    usual = [k for k in known if k.rpartition(".")[2] == SYNONYMS.get(name.rpartition(".")[2])]
+    if usual:
+        return f" did you mean {min(usual, key=len)!r}?"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not near:  # people leave out the path to a nested key, or give only its end
         near = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]

@@ -128,7 +128,9 @@ class Trainer:
         yield Event(Level.EPOCH, row)
         for name, value in row.items():
             if not math.isfinite(value):  # the epoch's last update broke the weights
-                raise NonFiniteLossError(f"{name} = {value} after epoch {self.epoch - 1}; lower base_lr or clip_grad")
+                raise NonFiniteLossError(
+                    f"{name} = {value} after epoch {self.epoch - 1}; lower base_lr, or clip gradients (clip_grad)"
+                )
 
     def summary(self) -> Event:
         """The summary of the epochs done so far; best_loss is absent where no epoch was finished."""
@@ -239,7 +241,7 @@ class Trainer:
         more = ", ..." if len(clips) > 4 else ""
         return (
             f"{losses} at update {row['batch/iteration']} (epoch {row['batch/epoch']}, lr {row['batch/lr']:.3g}, "
-            f"clips {', '.join(clips[:4])}{more}); lower base_lr or clip_grad"
+            f"clips {', '.join(clips[:4])}{more}); lower base_lr, or clip gradients (clip_grad)"
         )
 
     # --- data ---

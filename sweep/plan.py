@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from model.config import TrainConfig
+from model.configfile import field_paths
 from model.data.clips import Clips, load_clips
 from model.data.store import open_store
-from model.errors import ConfigError
+from model.errors import ConfigError, UserError
 from model.plan import EpochPlan
 from sweep.spec import SweepSpec
 from sweep.study import Values
+from sweep.wandb_sink import RunIdentity
 
 MAX_PROBES = 256  # combinations that are checked against the data
 
@@ -49,16 +54,18 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
     not have.
     """
     base = spec.space.to_config(spec.trainer, {})
+    _check_machine(spec, base)
+    RunIdentity(id=spec.name, name=spec.name, group=spec.name, project=spec.project, entity=None, folder=Path())
     clips: dict[str, Clips] = {}
     encoders: set[str] = set()
     for config in (base, *_probes(spec)):
         key = config.data.model_dump_json()
-        if key not in clips:
-            clips[key] = load_clips(config.data, progress)
         try:
+            if key not in clips:
+                clips[key] = load_clips(config.data, progress)
             EpochPlan.of(config, len(clips[key].train))
-        except ConfigError as error:
-            raise ConfigError(f"trainer.{error}") from None
+        except UserError as error:
+            raise type(error)(_from_spec(str(error), spec)) from None
         encoder = f"{config.encoder} {config.data.height_width}"
         if config.encoder.name is not None and encoder not in encoders:
             from model.mae import check_encoder  # imports timm: only where a name is to be checked
@@ -73,9 +80,26 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
         train_clips=len(data.train),
         held_out_clips=len(data.held_out),
         sequences=len(store.sequences),
-        skipped=tuple(str(fault) for fault in store.skipped),
+        skipped=tuple(f"{fault.file} ({fault.reason})" for fault in store.skipped),
         first=tuple(_first(spec)),
     )
+
+
+def _check_machine(spec: SweepSpec, base: TrainConfig) -> None:
+    """What of the resources can be told without Ray; on a cluster only its nodes know."""
+    if base.device == "cuda" and spec.resources.gpu == 0:
+        raise ConfigError("trainer.device = 'cuda', but resources.gpu = 0: a trial sees no GPU. Set resources.gpu to 1")
+    there = os.cpu_count() or 1
+    if not os.environ.get("RAY_ADDRESS") and spec.resources.cpu > there:
+        raise ConfigError(f"resources.cpu = {spec.resources.cpu:g}, but this machine has {there}; ask for at most that")
+
+
+def _from_spec(text: str, spec: SweepSpec) -> str:
+    """An error of the trainer, which knows fields only, with the field's place in the spec."""
+    key = re.match(r"[a-z_.]+", text)
+    if key is None or key.group() not in field_paths(TrainConfig):
+        return text
+    return f"{'parameters' if key.group() in spec.space.parameters else 'trainer'}.{text}"
 
 
 def _probes(spec: SweepSpec) -> Iterator[TrainConfig]:

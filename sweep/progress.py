@@ -59,7 +59,7 @@ class Progress:
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._renderable, transient=True)
 
     def __enter__(self) -> Self:
-        self._print(f"done, trial, {self._metric}, parameters:", style="dim")
+        self._print(f"starting Ray; then a line for each trial that ended, with its {self._metric}", style="dim")
         if self._console.is_terminal:
             self._live.start()
         return self

@@ -105,7 +105,7 @@ def _trial(row: Mapping[str, Any], folder: Path, spec: SweepSpec, notes: list[st
         outcome=outcome,
         # a diverged trial has no value, however good it was before
         value=None if outcome is Outcome.DIVERGED else metrics.get(spec.metric.name),
-        epochs=len(epochs) or int(row.get("epochs", 0)),
+        epochs=len(epochs) or int(row.get("epochs_done", 0)),
         reason=row.get("reason"),
     )
     return TrialResult(row["trial"], record, metrics, epochs)
@@ -118,7 +118,7 @@ def _table(path: Path) -> dict[str, dict[str, Any]]:
         with path.open(newline="", encoding="utf-8") as file:
             for cells in csv.DictReader(file):
                 row = {key: _parse(key, cell) for key, cell in cells.items() if cell}
-                int(row["trial"]), Outcome(row["state"]), int(row.get("epochs", 0))
+                int(row["trial"]), Outcome(row["state"]), int(row.get("epochs_done", 0))
                 rows[row["trial"]] = row
     except FileNotFoundError:
         return {}  # no trial has ended yet

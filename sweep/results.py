@@ -145,7 +145,7 @@ class TrialTable:
     def columns(self) -> tuple[str, ...]:
         """Column names; metrics are those after the trial's last epoch."""
         last = tuple(name for name in EPOCH_NAMES if name != "epoch")
-        head = ("trial", "state", "reason", "preset", "epochs")
+        head = ("trial", "state", "reason", "preset", "epochs_done")
         return (
             *head,
             *self._spec.space.parameters,
@@ -171,7 +171,7 @@ class TrialTable:
             "state": record.outcome.value,
             "reason": record.reason,
             "preset": record.preset,
-            "epochs": len(epochs),
+            "epochs_done": len(epochs),
             **record.values,
             "effective_mask_ratio": self._effective_mask_ratio(record),
             **(epochs[-1] if epochs else {}),

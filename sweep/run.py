@@ -20,7 +20,7 @@ from sweep.plan import SweepPlan, make_plan
 from sweep.progress import Progress
 from sweep.results import ResultsFolder, TrialTable
 from sweep.spec import SweepSpec, load_spec
-from sweep.study import Outcome, Record, SweepStudy, best
+from sweep.study import JOURNAL, Outcome, Record, SweepStudy, best
 from sweep.terminal import print_plan, print_summary
 
 
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
+        print("stopped at once; go on with the same command and --resume, if the sweep had begun", file=sys.stderr)
         return 130
 
 
@@ -83,16 +84,7 @@ def run(
 def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console) -> int:
     spec = plan.spec
     uid = folder.write_provenance(spec)
-    study = SweepStudy(
-        folder.path,
-        spec.name,
-        spec.space,
-        sampler=spec.search.sampler or "random",
-        seed=spec.search.seed,
-        startup_trials=spec.search.startup_trials,
-        direction=spec.metric.goal,
-        first=plan.first,
-    )
+    study = _open_study(plan, folder)
     from sweep.tuner import run_trials  # imports Ray: not before everything was checked
 
     records = study.records()
@@ -134,6 +126,26 @@ def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console) -> int:
         console.print("stopped; go on with the same command and --resume", style="bold")
         return 130
     return 0 if winner is not None else 1
+
+
+def _open_study(plan: SweepPlan, folder: ResultsFolder) -> SweepStudy:
+    spec = plan.spec
+    try:
+        return SweepStudy(
+            folder.path,
+            spec.name,
+            spec.space,
+            sampler=spec.search.sampler or "random",
+            seed=spec.search.seed,
+            startup_trials=spec.search.startup_trials,
+            direction=spec.metric.goal,
+            first=plan.first,
+        )
+    except (ValueError, LookupError, OSError) as error:
+        raise UserError(
+            f"results: the study {folder.path / JOURNAL} cannot be used ({type(error).__name__}: {error}); restore it "
+            "from a copy, or start anew in another folder with --results DIR. The trials' own files are untouched"
+        ) from None
 
 
 def _write_findings(spec: SweepSpec, folder: ResultsFolder, records: list[Record], console: Console) -> Record | None:

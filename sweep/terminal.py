@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rich.console import Console
 from rich.table import Table
 
@@ -42,10 +44,15 @@ def print_plan(plan: SweepPlan, folder: ResultsFolder, console: Console) -> None
         table.add_row(name, text)
     console.print(table, markup=False)
     if plan.skipped:
-        named = "; ".join(plan.skipped[:3]) + (", ..." if len(plan.skipped) > 3 else "")
-        console.print(
-            f"note: {len(plan.skipped)} unreadable files were left out: {named}", style="yellow", markup=False
-        )
+        named = "; ".join(plan.skipped[:3]) + ("; ..." if len(plan.skipped) > 3 else "")
+        files = "1 unreadable file was" if len(plan.skipped) == 1 else f"{len(plan.skipped)} unreadable files were"
+        text = f"note: {files} left out: {named}"
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
+    for preset, values in plan.first:
+        drawn = sorted(spec.space.parameters.keys() - values.keys())
+        if preset and drawn:
+            text = f"note: the preset {preset} leaves {', '.join(drawn)} to the sampler; give a value in search.presets"
+            console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 def _method(spec: SweepSpec) -> str:
@@ -67,11 +74,14 @@ def print_summary(
 ) -> None:
     """How the trials ended, the best one beside the equal-weights preset, and where to go on."""
     counts = {outcome: sum(record.outcome is outcome for record in records) for outcome in Outcome}
-    shown = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items() if count)
+    names = {outcome: outcome.value for outcome in Outcome} | {Outcome.RUNNING: "unfinished"}
+    shown = ", ".join(f"{count} {names[outcome]}" for outcome, count in counts.items() if count)
     console.print(f"\n{len(records)} trials: {shown}", soft_wrap=True)
     if winner is not None:
         _print_winner(spec, winner, equal_weights(records), folder, console)
-        console.print(f"train it longer: python -m model.train {folder.best_file}", soft_wrap=True, markup=False)
+        longer = 10 * spec.space.to_config(spec.trainer, winner.values).epochs
+        command = f"python -m model.train {shlex.quote(str(folder.best_file))} --set epochs={longer}"
+        console.print(f"train it longer: {command}", soft_wrap=True, markup=False)
     else:
         reasons = sorted({record.reason for record in records if record.reason})
         why = f": {'; '.join(reasons[:3])}" if reasons else ""

@@ -10,10 +10,11 @@ import logging
 import math
 import os
 import signal
+import subprocess
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -335,11 +336,31 @@ def _ray() -> Iterator[list[dict[str, float]]]:
             "object_store_memory": 200_000_000,  # trials exchange nothing through it
         }
     )
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+    with _own_process_group():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
     try:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_process_group() -> Iterator[None]:
+    """Processes started within are of another group than ours.
+
+    A SIGTERM to our whole group (`timeout`, `kill -- -PGID`, some schedulers) would end Ray before the trials could
+    write their checkpoints. The group is made by a helper, since a group's leader cannot leave it for a new one.
+    """
+    before = os.getpgrp()
+    with subprocess.Popen(["sleep", "600"], process_group=0) as helper:
+        try:
+            with suppress(OSError):  # a session's leader must stay; then Ray shares its group
+                os.setpgid(0, helper.pid)
+            yield
+        finally:
+            with suppress(OSError):
+                os.setpgid(0, before)
+            helper.kill()
 
 
 @contextmanager

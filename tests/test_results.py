@@ -92,7 +92,7 @@ def test_a_row_has_the_trials_state_parameters_and_last_metrics(tmp_path: Path) 
     table.update(record())
     table.write()
     (row,) = rows(folder)
-    assert (row["trial"], row["state"], row["preset"], row["epochs"]) == ("0000", "complete", "equal-weights", "2")
+    assert (row["trial"], row["state"], row["preset"], row["epochs_done"]) == ("0000", "complete", "equal-weights", "2")
     assert float(row["objective/value"]) == 1 / 3
     assert (row["alpha"], row["effective_mask_ratio"], row["summary/best_loss"]) == ("0.5", "0.75", "0.2")
 

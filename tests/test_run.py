@@ -108,7 +108,7 @@ def test_rows_in_wandb_and_csv_equal_the_updates_done_in_every_trial(finished: t
         assert sum(metrics.BATCH_STEP in r for r in history) == len(batches)
         assert sum(metrics.EPOCH_STEP in r for r in history) == len(epochs)
         if row["state"] != "diverged":
-            assert len(batches) == 6 * int(row["epochs"])
+            assert len(batches) == 6 * int(row["epochs_done"])
             assert [r for r in history if metrics.BATCH_STEP in r] == batches
             assert set(batches[0]) == set(metrics.BATCH_NAMES)
             assert set(epochs[0]) == {*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES}
@@ -120,7 +120,7 @@ def test_every_trial_has_its_state_and_the_presets_trained_to_their_end(finished
     rows = table(finished[0])
     assert [row["preset"] for row in rows[:2]] == ["equal-weights", "balanced-weights"]
     assert [row["state"] for row in rows[:3]] == ["complete", "complete", "diverged"]
-    assert [row["epochs"] for row in rows[:2]] == ["3", "3"]
+    assert [row["epochs_done"] for row in rows[:2]] == ["3", "3"]
     assert "nan" in rows[2]["reason"] or "inf" in rows[2]["reason"]
     assert all(row["state"] in ("complete", "pruned", "diverged") for row in rows)
     assert all(0 < float(row["effective_mask_ratio"]) < 1 for row in rows)
@@ -196,14 +196,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Rows:
 def test_an_interrupted_sweep_ends_cleanly_and_resumes_to_the_same_rows(
     tmp_path: Path, number: signal.Signals, undisturbed: Rows
 ) -> None:
+    # to the whole process group, as a terminal's Ctrl-C and `timeout` do
     spec = write_spec(tmp_path, **SERIAL)
     results = tmp_path / "stopped"
     with subprocess.Popen(
-        command(spec, results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command(spec, results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
     ) as driver:
         second = results / "trials/0001/epoch.csv"
         wait_for(lambda: second.exists() and len(read_csv(second)) >= 3, "the second trial's third epoch")
-        driver.send_signal(number)
+        os.killpg(driver.pid, number)
         asked = time.monotonic()
         printed = driver.communicate(timeout=60)[0]
         assert time.monotonic() - asked < 30
@@ -267,12 +268,16 @@ def test_a_killed_driver_costs_no_trial_and_a_second_one_is_refused_meanwhile(
 
 
 @slow
-def test_when_all_trials_fail_it_says_why_and_exits_with_1(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, run_cap=2, retries={"max_failures": 0}, trainer={**TINY_TRAINER, "device": "cuda"})
+def test_when_no_trial_comes_to_its_end_it_says_why_and_exits_with_1(tmp_path: Path) -> None:
+    trainer = {**TINY_TRAINER, "clip_grad": None, "base_lr": 1e30}
+    parameters = {"alpha": {"min": 0.1, "max": 0.9}}
+    spec = write_spec(tmp_path, run_cap=2, trainer=trainer, parameters=parameters, search={"startup_trials": 1})
     done = sweep(spec, tmp_path / "results")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "device = 'cuda' is not available" in done.stdout
-    assert [row["state"] for row in table(tmp_path / "results")] == ["failed", "failed"]
+    assert "no trial trained to its end" in done.stdout
+    assert "lower base_lr, or clip gradients" in done.stdout
+    assert [row["state"] for row in table(tmp_path / "results")] == ["diverged", "diverged"]
+    assert (tmp_path / "results/report.html").exists()
 
 
 REAL_FRAMES = Path(__file__).parents[2] / "shared/data/gelsight_mini/frames"
@@ -317,6 +322,13 @@ def bad(**data: Any) -> dict[str, Any]:
         (bad(source="frames"), ["needs root"]),
         (bad(frame_stride=5), ["a clip spans 16 frames"]),
         ({"metric": {"name": "val_loss"}}, ["val_loss"]),
+        ({"trainer": {**TINY_TRAINER, "lr": 0.1}}, ["unknown key 'lr' = 0.1", "give base_lr"]),
+        ({"trainer": {**TINY_TRAINER, "betas": [0.9]}}, ["trainer.betas has too few values"]),
+        ({"trainer": {**TINY_TRAINER, "device": "cuda"}}, ["trainer.device = 'cuda'", "resources.gpu = 0"]),
+        ({"resources": {"cpu": 9999}}, ["resources.cpu = 9999", "this machine has"]),
+        ({"project": "a/b"}, ["W&B project 'a/b'"]),
+        ({"parameters": {"learning_rate": {"min": 0.1, "max": 0.2}}}, ["did you mean 'base_lr'?"]),
+        ({"parameters": {"batch_size": {"values": [8, 999]}}}, ["parameters.batch_size = 999", "training clips"]),
     ],
     ids=lambda value: "" if isinstance(value, list) else "-".join(value),
 )

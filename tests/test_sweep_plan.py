@@ -56,7 +56,7 @@ def test_two_presets_of_the_same_weights_have_names_of_their_own() -> None:
 
 def test_searched_values_that_do_not_fit_the_data_are_found_before_anything_runs() -> None:
     parameters = {"batch_size": {"values": [8, 512]}}
-    with pytest.raises(ConfigError, match=r"trainer\.batch_size = 512 is larger than the 50 training clips"):
+    with pytest.raises(ConfigError, match=r"parameters\.batch_size = 512 is larger than the 50 training clips"):
         make_plan(tiny_spec(parameters=parameters))
     parameters = {"data.frame_stride": {"values": [1, 3]}}
     with pytest.raises(DataError, match="a clip spans 10 frames"):

@@ -412,7 +412,7 @@ def test_many_clips_are_named_in_part():
     trainer.model.mask_token.data.fill_(math.nan)
     _, message = fails(trainer.train())
     assert message.count("press_") == 4
-    assert ", ...); lower base_lr or clip_grad" in message
+    assert ", ...); lower base_lr, or clip gradients" in message
 
 
 # --- the rest ------------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class _Image:
 
 
 class FrameSource:
-    """root/<sequence>/<index>.{jpg,jpeg,png}, or images in root itself as the one sequence.
+    """root/<sequence>/<index>.{jpg,jpeg,png}, or images in root itself as the one sequence, where no folder has any.
 
     The index is the number at the end of the file's stem, sorted as an integer (2 before 10, padded or not); images
     without a number and hidden files are left alone. Positions are the indices; where all of a sequence's indices
@@ -136,11 +136,11 @@ class FrameSource:
     def __init__(self, root: Path) -> None:
         self._root = root
         _check_folder(root, "frames")
-        listed = [(root.name, _numbered_images(root))]
-        if not listed[0][1]:
-            folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-            listed = [(folder.name, _numbered_images(folder)) for folder in folders]
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        listed = [(folder.name, _numbered_images(folder)) for folder in folders]
         self._images = {name: images for name, images in listed if images}
+        if not self._images and (loose := _numbered_images(root)):
+            self._images = {root.name: loose}
         if not self._images:
             wanted = f"{root}/<sequence>/<index>.jpg (or .jpeg, .png), or such images in {root} itself"
             raise DataError(_nothing_found(root, "frames", wanted))
@@ -327,8 +327,15 @@ def _counted(paths: list[Path], noun: str) -> str:
 
 
 def _file_identity(root: Path, paths: Iterable[Path]) -> Any:
-    stats = ((path, path.stat()) for path in paths)
-    return [str(root), [[_relative(path, root), stat.st_size, stat.st_mtime_ns] for path, stat in stats]]
+    return [str(root), [[_relative(path, root), *_size_and_time(path)] for path in paths]]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nowhere (git-annex leaves them): an unreadable file, found when it is read
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _relative(path: Path, root: Path) -> str:
