@@ -29,11 +29,12 @@ prepare_env() {
     . "$root/.venv/bin/activate"
   fi
   # one stamp per kind of install; it names the checkout too, since the install points to it
-  stamp="$(python -c 'import sys; print(sys.prefix)')/.tactile-sweep${extras//[^a-z]/}"
+  stamp="$(python -c 'import sys; print(sys.prefix)')/.tactile-sweep"
   wanted="$root $(cksum < "$root/pyproject.toml")"
-  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+  # an install with more in it serves as well
+  if [ "$(cat "$stamp$extras" 2>/dev/null)" != "$wanted" ] && [ "$(cat "$stamp[dev]" 2>/dev/null)" != "$wanted" ]; then
     echo "installing the package and what it needs (the first time about 6 GB and 3 minutes)"
     python -m pip install --quiet --disable-pip-version-check -e "$root$extras"
-    printf '%s\n' "$wanted" > "$stamp"
+    printf '%s\n' "$wanted" > "$stamp$extras"
   fi
 }
