@@ -24,7 +24,7 @@ from model.errors import ConfigError, UserError
 from model.metrics import EPOCH_NAMES, EVAL_NAMES, OBJECTIVE_NAMES, SUMMARY_NAMES
 from model.sinks import read_csv, write_json, write_text
 from sweep.spec import SweepSpec
-from sweep.study import Record
+from sweep.study import JOURNAL, Record
 
 # may differ between a sweep and its resumption: they do not change what a trial computes
 FREE_TO_CHANGE = ("description", "run_cap", "wandb", "retries", "entity", "confirm", "resources.max_concurrent")
@@ -88,6 +88,13 @@ class ResultsFolder:
         self.check(spec, resume)  # again: another driver may have been here between
         write_text(self.spec_file, _dump(spec.resolved()))
         self.stop_file.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Take back what `open` and the start of a sweep wrote, unless there are trials."""
+        if (self.path / "trials").exists():
+            return
+        for file in (self.spec_file, self.provenance_file, self.trials_file, self.stop_file, self.path / JOURNAL):
+            file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let other drivers in."""

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter: SIGTERM while Ray starts
         print("stopped at once; go on with the same command and --resume, if the sweep had begun", file=sys.stderr)
         return 130
 
@@ -77,6 +77,10 @@ def run(
     folder.open(spec, resume)
     try:
         return _run_open(plan, folder, console)
+    except UserError:
+        if not resume:
+            folder.discard()  # nothing was computed: the mended spec may use the same folder
+        raise
     finally:
         folder.close()
 

@@ -248,6 +248,7 @@ def run_trials(
         crash_reason=lambda number: _crash_reason(folder, number),
         target=spec.metric.target,
     )
+    # in this order: ray.init puts a SIGTERM handler of its own in place of any other
     with _ray() as nodes, _stopping(searcher, folder.stop_file, watcher) as stopped:
         concurrent = max_concurrent(spec.resources, nodes)
         shared = {
