@@ -41,10 +41,11 @@ def check_space(spec: SweepSpec) -> None:
 
 
 def _check_usual(spec: SweepSpec, usual: Mapping[str, Any]) -> None:
-    """Check the trial that the others are variations of; blame one parameter's value where it fails alone."""
+    """Check the trial that the others are variations of; blame the constants, or one parameter's value, if at fault."""
     try:
         _check_combination(spec, usual)
     except ConfigError:
+        _check(spec, {}, f"parameters: the constant {spec.space.constants}")
         for name, value in usual.items():
             _check(spec, {name: value}, f"parameters.{name}: the value {value!r}")
         raise

@@ -132,6 +132,8 @@ class TrialRun:
                     return self._end_epoch(event)
                 self._objective.add_batch(event.values)
                 self._log(event)
+                if self._objective.diverged is not None:
+                    continue  # the trainer ends it; the last checkpoint stays one of sound weights
                 if self._look_clock.due() and self._should_stop():
                     self._save()
                     self._close_sinks(exit_code=1)

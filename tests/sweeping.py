@@ -7,16 +7,9 @@ from typing import Any
 
 from model.configfile import validated
 from sweep.spec import SweepSpec
+from tests.tiny import tiny_content as trainer_content
 
-TINY_TRAINER: dict[str, Any] = {
-    "data": {"image_size": 16, "eval_clips": 8, "synthetic": {"sequences": 12, "frames": 8}},
-    "encoder": {"width": 32, "depth": 1, "heads": 2, "patch_size": 4},
-    "decoder": {"width": 32, "depth": 1, "heads": 2},
-    "epochs": 3,
-    "warmup_epochs": 1,
-    "batch_size": 8,
-    "base_lr": 0.03,
-}
+TINY_TRAINER: dict[str, Any] = trainer_content(epochs=3, warmup_epochs=1)
 
 
 def tiny_content(**changes: Any) -> dict[str, Any]:

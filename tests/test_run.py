@@ -322,6 +322,10 @@ def bad(**data: Any) -> dict[str, Any]:
             ["base_lr", "must be above 0"],
         ),
         ({"parameters": {"mask_ratio": {"min": 0.5, "max": 0.999}}}, ["parameters.mask_ratio", "no visible"]),
+        (
+            {"parameters": {"alpha": {"min": 0.1, "max": 0.9}, "mask_ratio": {"value": 0.99}}},
+            ["the constant {'mask_ratio': 0.99} cannot be trained", "no visible"],
+        ),
         ({"trainer": {**TINY_TRAINER, "mask_ratio": 1.5}}, ["trainer.mask_ratio = 1.5", "less than 1"]),
         ({"trainer": {**TINY_TRAINER, "batch_size": 1000}}, ["trainer.batch_size = 1000", "training clips"]),
         ({"trainer": {**TINY_TRAINER, "accum_iter": 99}}, ["trainer.accum_iter = 99", "longer than an epoch"]),

@@ -168,14 +168,18 @@ def test_a_trial_stopped_early_has_its_summary_and_a_checkpoint(tmp_path: Path) 
     assert read_summary(tmp_path)["exit_code"] == 0
 
 
-def test_a_diverged_trial_ends_at_once_says_why_and_keeps_the_row(tmp_path: Path) -> None:
+def test_a_diverged_trial_ends_at_once_says_why_and_keeps_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = TrialRun(job(tmp_path))
     run.run_epoch()
+    monkeypatch.setattr(run._save_clock, "_every_s", 0.0)
     with torch.no_grad():
         next(run._trainer.model.parameters()).fill_(math.nan)
     report = run.run_epoch()
     assert report.diverged is not None
     assert "nan at update 6 (epoch 1" in report.diverged
+    assert not (tmp_path / "trials/0003/checkpoint").exists()  # none of broken weights, though one was due
     assert math.isnan(report.metrics["objective/value"])
     rows = read_csv(tmp_path / "trials/0003/batch.csv")
     assert math.isnan(rows[6]["batch/loss_total"])
