@@ -6,103 +6,19 @@ The config is the whole truth: two runs with equal configs on the same data give
 from __future__ import annotations
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-CLIP_FRAMES = 4  # a clip is 4 frames: frame 1 static, 1-3 reconstructed, 4 predicted (metrics.md, Terms)
-TUBE_FRAMES = 3  # frames that the encoder sees
+from model.data.config import DataConfig, absolute
+from model.fields import Config, NotNegative, Positive, PositiveInt, Probability, Share
+
 BASE_BATCH = 256  # base_lr is given for this effective batch (linear scaling rule, Goyal et al. 2017)
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
-
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class SyntheticConfig(_Config):
-    """The procedural GelSight (model/data/synthetic.py)."""
-
-    sequences: PositiveInt = 96
-    """Presses to make; each has its own indenter, motion and light."""
-    frames: Annotated[int, Field(ge=CLIP_FRAMES)] = 16
-    """Frames of a press: approach, hold, slide or twist, release."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the presses; not the seed of the training."""
-
-
-class DataConfig(_Config):
-    """Where clips come from and how they are cut."""
-
-    source: Literal["synthetic", "frames", "videos"] = "synthetic"
-    """`frames`: root/<sequence>/<index>.{jpg,png}; `videos`: root/**/*.{avi,mp4,...}; `synthetic`: made here."""
-    root: Path | None = None
-    """Folder of the frames or videos."""
-    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 48
-    """Side in pixels, or [height, width]; frames are resized to it once, when the store is built."""
-    frame_stride: PositiveInt = 1
-    """Distance between the frames of a clip. Prediction gets harder with it, so loss_ratio depends on it."""
-    clip_step: PositiveInt = 1
-    """Distance between the starts of neighbouring clips of a sequence."""
-    clips_per_epoch: PositiveInt | None = None
-    """Clips drawn (without replacement) for each epoch; all training clips if absent."""
-    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the sequences (or groups) held out for evaluation."""
-    eval_clips: PositiveInt = 128
-    """At most so many held-out clips, evenly spread, are used by the fixed evaluation protocol."""
-    split_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the split; the same for all trials, so that their evaluations compare."""
-    group_pattern: str | None = None
-    """Regular expression; sequences whose match (group 1, or all of it) is equal stay on one side of the split.
-    `^(.+?)__` splits the GelSight Mini frames by object."""
-    hflip: Probability = 0.5
-    """Chance of a left-right flip, alike for the 4 frames of a clip."""
-    vflip: Probability = 0.0
-    """Chance of an up-down flip, alike for the 4 frames of a clip."""
-    store_dir: Path | None = None
-    """Where decoded frames are kept; the user's cache folder if absent."""
-    synthetic: SyntheticConfig = SyntheticConfig()
-
-    @property
-    def height_width(self) -> tuple[int, int]:
-        """Image size as (height, width) in pixels."""
-        size = self.image_size
-        return size if isinstance(size, tuple) else (size, size)
-
-    @field_validator("root", "store_dir")
-    @classmethod
-    def _absolute(cls, path: Path | None) -> Path | None:
-        # Ray workers run in another folder; ".." goes, symbolic links stay
-        return None if path is None else Path(os.path.abspath(path.expanduser()))  # noqa: PTH100
-
-    @field_validator("group_pattern")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-        return pattern
-
-    @model_validator(mode="after")
-    def _root_fits_source(self) -> Self:
-        if self.source == "synthetic" and self.root is not None:
-            raise ValueError(
-                f"root = {str(self.root)!r} is given, but source = 'synthetic' reads no files; "
-                "set source to 'frames' (folders of images) or 'videos', or leave root out"
-            )
-        if self.source != "synthetic" and self.root is None:
-            raise ValueError(f"source = {self.source!r} needs root, the folder that holds the {self.source}")
-        return self
-
-
-class EncoderConfig(_Config):
+class EncoderConfig(Config):
     """The ViT encoder: a timm name, or width, depth and heads."""
 
     name: str | None = None
@@ -112,11 +28,34 @@ class EncoderConfig(_Config):
     width: PositiveInt = 128
     depth: PositiveInt = 4
     heads: PositiveInt = 4
-    mlp_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
+    mlp_ratio: Positive = 4.0
+    pretrained: bool | Path = False
+    """Start from weights: true for those of the timm name (its tag chooses, `vit_base_patch16_clip_224.openai`), or a
+    file: safetensors or a checkpoint. The patch embedding is inflated over the tube, positions are resampled."""
+    static_embed: Literal["tube", "frame"] = "tube"
+    """The static branch goes through the tube's embedding (frame 1 repeated), or through a 2D embedding of its own."""
+    sensors: tuple[str, ...] = ()
+    """Sensors that have tokens of their own (Feng et al. 2025, AnyTouch); none if empty."""
+    sensor_tokens: PositiveInt = 5
+    """Tokens of a sensor."""
+    unknown_sensor: tuple[Probability, Probability] = (0.0, 0.75)
+    """Chance that a training clip gets the tokens of the unknown sensor, at the first and at the last update; it rises
+    linearly, so that the encoder also learns to do without."""
+    grad_checkpointing: bool = False
+    """Compute the activations of encoder blocks again in the backward pass: less memory, about a third slower."""
+
+    @field_validator("pretrained")
+    @classmethod
+    def _absolute(cls, pretrained: bool | Path) -> bool | Path:
+        return pretrained if isinstance(pretrained, bool) else (absolute(pretrained) or False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if len(set(self.sensors)) < len(self.sensors):
+            raise ValueError(f"sensors = {list(self.sensors)}: one is named twice; name each once")
         if self.name is None:
+            if self.pretrained is True:
+                raise ValueError("pretrained = true needs name, the timm model whose weights to take")
             _check_width(self.width, self.heads)
             if self.width % 4:
                 raise ValueError(f"width = {self.width}; must be a multiple of 4 (sine-cosine position embedding)")
@@ -140,7 +79,7 @@ class EncoderConfig(_Config):
         return int(found.group(1)) if found else 8
 
 
-class DecoderConfig(_Config):
+class DecoderConfig(Config):
     """The light decoder, shared by both branches (He et al. 2021, section 3)."""
 
     width: PositiveInt = 96
@@ -155,47 +94,79 @@ class DecoderConfig(_Config):
         return self
 
 
+class ProbeConfig(Config):
+    """A classifier on the frozen encoder, to see what was learnt (`probe/...`)."""
+
+    label: str | None = None
+    """Label of the clips to tell apart: indenter, motion or slip of the procedural ones, or a column of data.labels;
+    no probe if absent."""
+    every_epochs: PositiveInt | None = None
+    """Probe after every so many epochs too; only after the last one if absent."""
+    attentive: bool = True
+    """Also train an attentive probe (one query attends to the patch tokens) beside the linear one."""
+    clips: PositiveInt = 1024
+    """At most so many training clips, evenly spread, are used."""
+
+
 def _check_width(width: int, heads: int) -> None:
     if width % heads:
         raise ValueError(f"width = {width} is not a multiple of heads = {heads}; every head needs the same width")
 
 
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """One training run of the joint tactile MAE."""
 
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
+    probe: ProbeConfig = ProbeConfig()
 
+    mode: Literal["joint", "static", "dynamic", "alternating"] = "joint"
+    """Which losses an update minimises: both, one, or (the baseline) static and dynamic in turn."""
     mask_ratio: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.75
     """Share of masked patches, rounded to whole patches (see `num_masked`); evaluation always uses 0.75."""
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    mask_kind: Literal["random", "block"] = "random"
+    """Masked patches lie anywhere, or form one rectangle (as nearly as their number allows). Either way the mask is the
+    same in the frames of a tube. Evaluation always masks at random."""
+    norm_pix_loss: bool = False
+    """Targets are patches normalised by their own mean and variance (He et al. 2021). Changes every loss's scale."""
+    alpha: NotNegative = 0.5
     """Weight of the static loss."""
-    beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    beta: NotNegative | None = None
     """Weight of the dynamic loss; 1 - alpha if absent (under Adam only alpha : beta matters)."""
+    weighting: Literal["fixed", "uncertainty", "famo"] = "fixed"
+    """alpha and beta stay as given, or are only the start and then move (model/weighting.py)."""
 
     epochs: PositiveInt = 8
     batch_size: PositiveInt = 32
-    """Clips of a micro-batch."""
+    """Clips of a micro-batch, over all processes of the run."""
     accum_iter: PositiveInt = 1
     """Micro-batches of a gradient update."""
-    base_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    base_lr: Positive = 1e-3
     """Learning rate for an effective batch of 256; the peak is base_lr * batch_size * accum_iter / 256."""
-    min_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    min_lr: NotNegative = 0.0
     """Where the cosine ends."""
-    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    warmup_epochs: NotNegative = 1.0
+    weight_decay: NotNegative = 0.05
     """Of matrices; biases, norms and embeddings have none."""
-    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     """AdamW (Loshchilov & Hutter 2019); 0.95 after He et al. 2021."""
-    clip_grad: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
+    clip_grad: Positive | None = 1.0
     """Largest gradient norm; null switches clipping off."""
+    layer_decay: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    """Learning rate of each encoder block as a share of the next one's; for training on from pretrained weights."""
+    ema_decay: Share | None = None
+    """Keep an exponential moving average of the weights; evaluation, probe and export then use it."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, clip order, masks and flips. Equal for all trials of a sweep unless swept: a fairer comparison."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 is autocast; auto is bf16 on a GPU that has it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """bf16 and fp16 are autocast, fp16 with a loss scaler; auto is bf16 on a GPU that has it, else fp32."""
+    compile: bool = False
+    """torch.compile of the model: slow to start, faster after. lr, alpha and beta may change without a recompile."""
+    pictures: Annotated[int, Field(ge=0)] = 4
+    """Held-out clips of which a reconstruction picture is made at the end; 0 for none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -214,8 +185,7 @@ class TrainConfig(_Config):
                 f"alpha = {self.alpha} and no beta: beta = 1 - alpha would be negative; "
                 "keep alpha within 0-1 or give beta"
             )
-        if self.weights == (0.0, 0.0):
-            raise ValueError("alpha = 0 and beta = 0: there is nothing to minimise; give one of them a weight")
+        self._check_mode()
         height, width = self.data.height_width
         patch = self.encoder.patch
         if height % patch or width % patch:
@@ -237,6 +207,27 @@ class TrainConfig(_Config):
         if self.min_lr > self.peak_lr:
             raise ValueError(f"min_lr = {self.min_lr} is above the peak learning rate {self.peak_lr:.3g} (see base_lr)")
         return self
+
+    def _check_mode(self) -> None:
+        alpha, beta = self.weights
+        if alpha == 0 and beta == 0:
+            raise ValueError("alpha = 0 and beta = 0: there is nothing to minimise; give one of them a weight")
+        for used, name in ((("static", "alternating"), "alpha"), (("dynamic", "alternating"), "beta")):
+            if self.mode in used and dict(alpha=alpha, beta=beta)[name] == 0:
+                raise ValueError(
+                    f"mode = {self.mode!r}, but {name} = 0: such an update would minimise nothing; give {name} a weight"
+                )
+        if self.weighting != "fixed":
+            if self.mode != "joint":
+                raise ValueError(
+                    f"weighting = {self.weighting!r} balances two losses, but mode = {self.mode!r} computes one an "
+                    "update; use mode joint, or weighting fixed"
+                )
+            if not alpha or not beta:
+                raise ValueError(
+                    f"weighting = {self.weighting!r} starts from alpha = {alpha:g} and beta = {beta:g}; "
+                    "both must be above 0"
+                )
 
     @property
     def weights(self) -> tuple[float, float]:

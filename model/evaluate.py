@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from model.config import TUBE_FRAMES, TrainConfig, round_to_patches
+from model.config import TrainConfig, round_to_patches
 from model.data.clips import ClipSet
+from model.data.config import TUBE_FRAMES
 from model.losses import in_order, mse, random_order
 from model.mae import JointTactileMAE
 from model.metrics import EVAL_NAMES

@@ -14,7 +14,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import CLIP_FRAMES, TUBE_FRAMES, EncoderConfig, TrainConfig
+from model.config import EncoderConfig, TrainConfig
+from model.data.config import CLIP_FRAMES, TUBE_FRAMES
 from model.errors import ConfigError, guess
 from model.losses import Losses, in_order, mse
 

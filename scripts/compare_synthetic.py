@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from model.config import SyntheticConfig
+from model.data.config import SyntheticConfig
 from model.data.sources import FrameSource, HeightWidth, Source, SyntheticSource
 from model.data.synthetic import MOTIONS
 from model.errors import DataError

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from model import metrics
-from model.config import PositiveInt, TrainConfig
+from model.config import TrainConfig
 from model.configfile import field_paths, load_yaml, validated, with_overrides
 from model.errors import guess
+from model.fields import PositiveInt
 from sweep.grammar import flatten, nest, parse_entry
 from sweep.objective import ObjectiveSettings
 from sweep.space import Space

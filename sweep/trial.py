@@ -17,8 +17,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from model.config import DataConfig, TrainConfig
+from model.config import TrainConfig
 from model.data.clips import Clips, load_clips
+from model.data.config import DataConfig
 from model.device import uses_bf16
 from model.metrics import Level
 from model.sinks import CsvSink, Event, History, Row, Sink, read_csv, write_text

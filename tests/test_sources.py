@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.config import DataConfig, SyntheticConfig
+from model.data.config import DataConfig, SyntheticConfig
 from model.data.sources import (
     READ_AHEAD,
     Fault,

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.config import DataConfig, SyntheticConfig
 from model.data import store as store_module
+from model.data.config import DataConfig, SyntheticConfig
 from model.data.store import STORE_VARIABLE, FrameWriter, open_store, store_root
 from model.data.synthetic import generate
 from model.errors import DataError
@@ -206,7 +206,7 @@ def test_a_damaged_store_is_built_again_and_says_so_once(tmp_path, fault, caplog
 BUILD = """
     import sys, time
     from pathlib import Path
-    from model.config import DataConfig, SyntheticConfig
+    from model.data.config import DataConfig, SyntheticConfig
     from model.data.store import open_store
     folder, pause = Path(sys.argv[1]), float(sys.argv[2])
     data = DataConfig(synthetic=SyntheticConfig(sequences=3, frames=5), image_size=16, store_dir=folder / "store")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.config import SyntheticConfig
+from model.data.config import SyntheticConfig
 from model.data.synthetic import GEL_MM, INDENTERS, MOTIONS, Press, generate, make_press, plan_press, press_of, render
 
 SIZE = (32, 48)

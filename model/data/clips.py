@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import CLIP_FRAMES, DataConfig
+from model.data.config import CLIP_FRAMES, DataConfig
 from model.data.store import FrameStore, Progress, Sequence, open_store
 from model.errors import DataError
 

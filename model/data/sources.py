@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.config import DataConfig, SyntheticConfig
 from model.data import synthetic
+from model.data.config import DataConfig, SyntheticConfig
 from model.errors import DataError
 
 Frame = NDArray[np.uint8]  # [H, W, 3], RGB

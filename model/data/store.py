@@ -25,7 +25,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from model.config import DataConfig
+from model.data.config import DataConfig
 from model.data.sources import Fault, Frame, HeightWidth, Source, open_source
 from model.errors import DataError
 from model.sinks import write_json

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import SyntheticConfig
+from model.data.config import SyntheticConfig
 
 Floats = NDArray[np.floating[Any]]
 Frames = NDArray[np.uint8]
