@@ -213,7 +213,7 @@ class TrainConfig(Config):
         if alpha == 0 and beta == 0:
             raise ValueError("alpha = 0 and beta = 0: there is nothing to minimise; give one of them a weight")
         for used, name in ((("static", "alternating"), "alpha"), (("dynamic", "alternating"), "beta")):
-            if self.mode in used and dict(alpha=alpha, beta=beta)[name] == 0:
+            if self.mode in used and {"alpha": alpha, "beta": beta}[name] == 0:
                 raise ValueError(
                     f"mode = {self.mode!r}, but {name} = 0: such an update would minimise nothing; give {name} a weight"
                 )

@@ -58,7 +58,7 @@ def test_a_config_survives_being_written_and_read():
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 2**31, "less than 2147483648"),
         ("device", "tpu", "'auto', 'cpu', 'cuda' or 'mps'"),
-        ("precision", "fp8", "'auto', 'fp32' or 'bf16'"),
+        ("precision", "fp8", "'auto', 'fp32', 'bf16' or 'fp16'"),
     ],
 )
 def test_a_value_out_of_range_says_the_key_the_value_and_the_rule(key, value, rule):
