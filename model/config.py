@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from model.data.config import DataConfig, absolute
+from model.errors import ConfigError
 from model.fields import Config, NotNegative, Positive, PositiveInt, Probability, Share
 
 BASE_BATCH = 256  # base_lr is given for this effective batch (linear scaling rule, Goyal et al. 2017)
@@ -254,6 +255,17 @@ class TrainConfig(Config):
     def effective_mask_ratio(self) -> float:
         """The share that is really masked."""
         return self.num_masked / self.num_patches
+
+    def batch_share(self, processes: int) -> int:
+        """Clips of a micro-batch for each process of the run. Raises ConfigError where they do not come out even."""
+        share, left = divmod(self.batch_size, processes)
+        if left:
+            fits = [str(count * processes) for count in (share, share + 1) if count]
+            raise ConfigError(
+                f"batch_size = {self.batch_size} is the batch of all {processes} processes together and cannot be "
+                f"divided among them evenly; use {' or '.join(fits)}"
+            )
+        return share
 
     @property
     def peak_lr(self) -> float:

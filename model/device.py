@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import torch
 from torch import Tensor
 
@@ -19,11 +22,30 @@ def pick_device(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether a config trains in bf16 on a device: where it is asked for, or where the GPU has it."""
-    if config.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return config.precision == "bf16"
+def pick_precision(config: TrainConfig, device: torch.device) -> str:
+    """fp32, bf16 or fp16: what a config trains in on a device; auto is bf16 where the GPU has it."""
+    if config.precision != "auto":
+        return config.precision
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The autocast of a config's precision; switched off for fp32."""
+    precision = pick_precision(config, device)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def check_compiler(config: TrainConfig, device: torch.device) -> None:
+    """Raise ConfigError where torch.compile would fail for want of a C++ compiler, minutes into the run."""
+    if not config.compile or device.type != "cpu":
+        return
+    named = os.environ.get("CXX")
+    if not any(map(shutil.which, [named] if named else ["g++", "clang++", "c++"])):
+        raise ConfigError(
+            "compile = true needs a C++ compiler on a CPU; install g++, name one by CXX, or set it to false"
+        )
 
 
 def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -1,4 +1,4 @@
-"""Pure tensor functions: frames to patches, random masks, the losses of metrics.md.
+"""Pure tensor functions: frames to patches, the targets of the losses, the losses of metrics.md.
 
 Shape legend: B clips, T frames of a clip (4), N patches of a frame, n visible ones, P = patch * patch * 3 numbers.
 """
@@ -10,18 +10,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NORM_PIX_FLOOR = 1e-6  # added to the variance of a patch (He et al. 2021)
+
 
 class Losses(NamedTuple):
-    """Mean squared errors, each a 0-dim tensor (metrics.md, Losses)."""
+    """Mean squared errors, each a 0-dim tensor (metrics.md, Losses); None where the branch was not computed."""
 
-    static: Tensor
-    recon: Tensor
-    pred: Tensor
+    static: Tensor | None
+    recon: Tensor | None
+    pred: Tensor | None
 
     @property
-    def dynamic(self) -> Tensor:
+    def dynamic(self) -> Tensor | None:
         """`recon + pred`, exactly."""
-        return self.recon + self.pred
+        return None if self.recon is None or self.pred is None else self.recon + self.pred
 
 
 def patchify(frames: Tensor, patch: int) -> Tensor:
@@ -39,19 +41,27 @@ def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     return cells.permute(0, 3, 1, 4, 2, 5, 6).reshape(b, t, rows * patch, columns * patch, 3)
 
 
-def random_order(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
-    """A random permutation of the patches for each clip, [B, N] on the generator's device.
-
-    The first n of a row are its visible patches, the others are masked: the per-sample shuffling of He et al. 2021. One
-    order serves the 3 frames of a tube, so the mask is the same in each (tube masking, Tong et al. 2022).
-    """
-    noise = torch.rand(batch, num_patches, generator=generator, device=generator.device)
-    return noise.argsort(dim=1)
-
-
 def in_order(tokens: Tensor, order: Tensor) -> Tensor:
     """tokens [B, N, D], order [B, K] -> tokens [B, K, D] taken in that order."""
     return tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def targets(patches: Tensor, norm_pix: bool) -> Tensor:
+    """What the heads are to give for patches [..., P] of single frames: the pixels, or those normalised per patch.
+
+    With `norm_pix` (config.norm_pix_loss) each patch of each frame has its own mean taken off and is divided by its own
+    standard deviation, in float32 (He et al. 2021, section 4.1).
+    """
+    if not norm_pix:
+        return patches
+    mean, std = patch_statistics(patches)
+    return (patches.float() - mean) / std
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [..., 1] of patches [..., P]; `target * std + mean` are the pixels again."""
+    variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)  # unbiased, as in MAE
+    return mean, (variance + NORM_PIX_FLOOR).sqrt()
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:

@@ -1,40 +1,63 @@
 """JointTactileMAE: one timm ViT encoder and one light decoder for a static and a dynamic branch.
 
-Both branches have the same number of tokens, since the static one is frame 1 repeated to a tube: they go through the
-encoder and the decoder as one batch, static clips first, and part at the two heads. Only visible tokens are encoded
-(He et al. 2021). Tokens stay in shuffled order, visible ones first, from the encoder to the losses: attention does not
-mind, and nothing has to be unshuffled or multiplied by a mask.
+Both branches have the same number of tokens, since the static one is a single frame where the dynamic one is a tube:
+they go through the encoder and the decoder as one batch, static clips first, and part at the two heads. Only visible
+tokens are encoded (He et al. 2021). Tokens stay in shuffled order, visible ones first, from the encoder to the losses:
+attention does not mind, and nothing has to be unshuffled or multiplied by a mask.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from timm import create_model, list_models
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import EncoderConfig, TrainConfig
+from model.config import TrainConfig
 from model.data.config import CLIP_FRAMES, TUBE_FRAMES
-from model.errors import ConfigError, guess
-from model.losses import Losses, in_order, mse
+from model.encoder import Encoder, TubeEmbed, sincos_positions
+from model.losses import Losses, in_order, mse, targets
+
+
+class Predictions(NamedTuple):
+    """What the heads make of a batch, and the patches in the same (shuffled) order; None for a branch left out.
+
+    With norm_pix_loss the predictions are of normalised patches (`model.losses.targets`), the patches are not.
+    """
+
+    static: Tensor | None
+    """Frame 1 at its masked patches [B, N - n, P]."""
+    recon: Tensor | None
+    """Frames 1-3 at their masked patches [B, N - n, 3P]."""
+    pred: Tensor | None
+    """Frame 4 at all patches [B, N, P]."""
+    static_patches: Tensor | None
+    """Frame 1 in static order [B, N, P]."""
+    dynamic_patches: Tensor | None
+    """Frames 1-4 in dynamic order [B, N, 4P]."""
 
 
 class JointTactileMAE(nn.Module):
-    """The model of a TrainConfig, weights drawn from `seed`.
+    """The model of a TrainConfig, weights drawn from `seed` (see model/pretrained.py for others).
 
     Shapes: patches [B, N, 4, P] (normalised), orders [B, N]; see model/losses.py for the letters.
+
+    Raises:
+        ConfigError: encoder.name is no plain Vision Transformer of timm.
     """
 
     def __init__(self, config: TrainConfig, seed: int = 0) -> None:
         super().__init__()
+        self._norm_pix = config.norm_pix_loss
         with torch.random.fork_rng(devices=[]):  # weights depend on the seed, nothing outside on them
             torch.manual_seed(seed)
             patch = config.encoder.patch
             pixels = 3 * patch * patch
             self.encoder = Encoder(config)
             width = config.decoder.width
-            self.embed = TubeEmbed(pixels, self.encoder.width)
+            self.embed = TubeEmbed(pixels, self.encoder.width, config.encoder.static_embed == "frame")
             self.to_decoder = nn.Linear(self.encoder.width, width)
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
             self.decoder_blocks = nn.Sequential(
@@ -50,162 +73,96 @@ class JointTactileMAE(nn.Module):
                 part.apply(_init_linear)
             nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, patches: Tensor, static_order: Tensor, dynamic_order: Tensor, num_visible: int) -> Losses:
-        """Losses of a batch: patches [B, N, 4, P], orders [B, N] with the `num_visible` visible patches first."""
-        static, recon, pred, static_patches, dynamic_patches = self.predict(
-            patches, static_order, dynamic_order, num_visible
-        )
-        pixels = patches.shape[-1]
-        tube = TUBE_FRAMES * pixels
-        return Losses(
-            static=mse(static, static_patches[:, num_visible:]),
-            recon=mse(recon, dynamic_patches[:, num_visible:, :tube]),
-            pred=mse(pred, dynamic_patches[:, :, tube:]),
-        )
+    def forward(
+        self,
+        patches: Tensor,
+        static_order: Tensor | None,
+        dynamic_order: Tensor | None,
+        num_visible: int,
+        sensors: Tensor | None = None,
+    ) -> Losses:
+        """Losses of a batch; arguments as for `predict`. A branch without an order has none, and costs nothing."""
+        made = self.predict(patches, static_order, dynamic_order, num_visible, sensors)
+        static = recon = pred = None
+        if made.static is not None and made.static_patches is not None:
+            static = mse(made.static, targets(made.static_patches[:, num_visible:], self._norm_pix))
+        if made.recon is not None and made.pred is not None and made.dynamic_patches is not None:
+            frames = made.dynamic_patches.unflatten(2, (CLIP_FRAMES, -1))
+            tubes = targets(frames[:, num_visible:, :TUBE_FRAMES], self._norm_pix)
+            recon = mse(made.recon, tubes.flatten(2))
+            pred = mse(made.pred, targets(frames[:, :, TUBE_FRAMES], self._norm_pix))
+        return Losses(static, recon, pred)
 
     def predict(
-        self, patches: Tensor, static_order: Tensor, dynamic_order: Tensor, num_visible: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What the heads make of a batch, and the patches in the same (shuffled) order.
+        self,
+        patches: Tensor,
+        static_order: Tensor | None,
+        dynamic_order: Tensor | None,
+        num_visible: int,
+        sensors: Tensor | None = None,
+    ) -> Predictions:
+        """What the heads make of a batch.
 
-        Returns:
-            frame 1 at its masked patches [B, N - n, P]; frames 1-3 at their masked patches [B, N - n, 3P];
-            frame 4 at all patches [B, N, P]; frame 1 in static order [B, N, P]; frames 1-4 in dynamic order [B, N, 4P].
+        Args:
+            patches: [B, N, 4, P].
+            static_order, dynamic_order: [B, N], the `num_visible` visible patches first; None leaves the branch out.
+            sensors: [B], as in `Encoder.forward`.
         """
-        batch = patches.shape[0]
         pixels = patches.shape[-1]
-        static_patches = in_order(patches[:, :, 0], static_order)
-        dynamic_patches = in_order(patches.flatten(2), dynamic_order)
-        order = torch.cat((static_order, dynamic_order))
+        orders: list[Tensor] = []
+        visible: list[Tensor] = []
+        static_patches = dynamic_patches = None
+        if static_order is not None:
+            static_patches = in_order(patches[:, :, 0], static_order)
+            visible.append(self.embed.single(static_patches[:, :num_visible]))
+            orders.append(static_order)
+        if dynamic_order is not None:
+            dynamic_patches = in_order(patches.flatten(2), dynamic_order)
+            visible.append(self.embed(dynamic_patches[:, :num_visible, : TUBE_FRAMES * pixels]))
+            orders.append(dynamic_order)
+        assert len(orders) > 0, "one of the branches must be wanted"
+        of_clips = None if sensors is None else sensors.repeat(len(orders))
+        decoded = self._decode(torch.cat(visible), torch.cat(orders), num_visible, of_clips)
 
-        visible = torch.cat(
-            (
-                self.embed.repeated(static_patches[:, :num_visible]),
-                self.embed(dynamic_patches[:, :num_visible, : TUBE_FRAMES * pixels]),
-            )
-        )
-        encoded = self.to_decoder(self.encoder(visible, order[:, :num_visible]))
-        masked = self.mask_token.to(encoded.dtype).expand(2 * batch, order.shape[1] - num_visible, -1)
+        static = recon = pred = None
+        if static_order is not None:
+            static = self.static_head(decoded[: len(patches), num_visible:])
+        if dynamic_order is not None:
+            tokens = decoded[-len(patches) :]
+            # the 4-frame head, in two parts: frames 1-3 are wanted at masked patches only
+            weights = self.dynamic_head.weight.split((TUBE_FRAMES * pixels, pixels))
+            biases = self.dynamic_head.bias.split((TUBE_FRAMES * pixels, pixels))
+            recon = F.linear(tokens[:, num_visible:], weights[0], biases[0])
+            pred = F.linear(tokens, weights[1], biases[1])
+        return Predictions(static, recon, pred, static_patches, dynamic_patches)
+
+    def _decode(self, visible: Tensor, order: Tensor, num_visible: int, sensors: Tensor | None) -> Tensor:
+        """Tokens of visible patches [B, n, D], orders [B, N] -> decoded tokens of all patches in that order."""
+        encoded = self.to_decoder(self.encoder(visible, order[:, :num_visible], sensors))
+        masked = self.mask_token.to(encoded.dtype).expand(len(order), order.shape[1] - num_visible, -1)
         tokens = torch.cat((encoded, masked), dim=1) + F.embedding(order, self.decoder_positions)
-        decoded = self.decoder_norm(self.decoder_blocks(tokens))
+        return self.decoder_norm(self.decoder_blocks(tokens))
 
-        static_tokens, dynamic_tokens = decoded.split(batch)
-        static = self.static_head(static_tokens[:, num_visible:])
-        # the 4-frame head, in two parts: frames 1-3 are wanted at masked patches only
-        weights, biases = (part.split((TUBE_FRAMES * pixels, pixels)) for part in self.dynamic_head.parameters())
-        recon = F.linear(dynamic_tokens[:, num_visible:], weights[0], biases[0])
-        pred = F.linear(dynamic_tokens, weights[1], biases[1])
-        return static, recon, pred, static_patches, dynamic_patches
+    def encode_tokens(self, patches: Tensor, sensors: Tensor | None = None) -> Tensor:
+        """Encoded tokens of whole frames, nothing masked: patches [B, N, T, P] -> [B, N, D].
 
+        One frame (T = 1) is embedded as the static branch embeds it; of 3 or more, frames 1-3 are embedded as a tube.
 
-class TubeEmbed(nn.Module):
-    """Linear map of a tube of 3 patches to a token: the Conv3d(3, D, (3, p, p)) of the ancestors, on patches."""
-
-    def __init__(self, pixels: int, width: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(TUBE_FRAMES * pixels, width)
-
-    def forward(self, tubes: Tensor) -> Tensor:
-        """tubes [B, n, 3P] -> tokens [B, n, D]."""
-        return self.project(tubes)
-
-    def repeated(self, patches: Tensor) -> Tensor:
-        """patches [B, n, P] -> tokens [B, n, D] of the tube that repeats them 3 times, at a third of the work."""
-        weight = self.project.weight.unflatten(1, (TUBE_FRAMES, -1)).sum(dim=1)
-        return F.linear(patches, weight, self.project.bias)
-
-
-class Encoder(nn.Module):
-    """A timm ViT without its patch embedding: tokens of visible patches in, encoded tokens out."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__()
-        vit = build_vit(config)
-        self.width: int = vit.embed_dim
-        self.num_prefix: int = vit.num_prefix_tokens
-        self.norm_pre, self.blocks, self.norm = vit.norm_pre, vit.blocks, vit.norm
-        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
-        self.prefix = nn.Parameter(torch.cat([p.detach() for p in prefix], dim=1)) if prefix else None
-        if vit.pos_embed is None:
-            self.positions: Tensor
-            self.register_buffer("positions", sincos_positions(config.grid, self.width), persistent=False)
-            self.embeds_prefix = False
+        Raises:
+            ValueError: T is 2 or 0.
+        """
+        if patches.shape[2] == 1:
+            tokens = self.embed.single(patches[:, :, 0])
+        elif patches.shape[2] >= TUBE_FRAMES:
+            tokens = self.embed(patches[:, :, :TUBE_FRAMES].flatten(2))
         else:
-            self.positions = nn.Parameter(vit.pos_embed.detach()[0].clone())
-            self.embeds_prefix = self.positions.shape[0] > config.num_patches
+            raise ValueError(f"{patches.shape[2]} frames a clip; give 1, or {TUBE_FRAMES} or more")
+        order = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
+        return self.encoder(tokens, order, sensors)
 
-    def forward(self, tokens: Tensor, order: Tensor) -> Tensor:
-        """tokens [B, n, D] of the patches order [B, n] -> encoded tokens [B, n, D]."""
-        skip = self.num_prefix if self.embeds_prefix else 0
-        tokens = tokens + F.embedding(order, self.positions[skip:])
-        if self.prefix is not None:
-            prefix = self.prefix + self.positions[:skip] if self.embeds_prefix else self.prefix
-            tokens = torch.cat((prefix.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens), dim=1)
-        tokens = self.norm(self.blocks(self.norm_pre(tokens)))
-        return tokens[:, self.num_prefix :]
-
-
-def build_vit(config: TrainConfig) -> VisionTransformer:
-    """The timm ViT of a config. Raises ConfigError where the name is no plain Vision Transformer of timm."""
-    encoder = config.encoder
-    if encoder.name is None:
-        return VisionTransformer(
-            img_size=config.data.height_width,
-            patch_size=encoder.patch,
-            embed_dim=encoder.width,
-            depth=encoder.depth,
-            num_heads=encoder.heads,
-            mlp_ratio=encoder.mlp_ratio,
-            class_token=False,
-            pos_embed="none",
-            global_pool="",
-            num_classes=0,
-        )
-    check_vit_name(encoder)
-    try:
-        vit = create_model(
-            encoder.name,
-            img_size=config.data.height_width,
-            patch_size=encoder.patch,
-            num_classes=0,
-            global_pool="",
-        )
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # RuntimeError: an unknown tag after the dot
-        raise ConfigError(f"encoder.name = {encoder.name!r}: timm cannot build it: {error}") from None
-    if type(vit) is not VisionTransformer:
-        raise ConfigError(
-            f"encoder.name = {encoder.name!r} is a {type(vit).__name__}, not a plain VisionTransformer; "
-            "use for example vit_tiny_patch16_224, vit_base_patch16_224 or vit_large_patch14_clip_224"
-        )
-    return vit
-
-
-def check_encoder(config: TrainConfig) -> None:
-    """Raise ConfigError as `build_vit` does, without the memory and time of its weights."""
-    with torch.device("meta"):
-        build_vit(config)
-
-
-def check_vit_name(encoder: EncoderConfig) -> None:
-    """Raise ConfigError, with a guess, where timm has no model of that name."""
-    name = (encoder.name or "").partition(".")[0]
-    known = list_models()
-    if name not in known:
-        raise ConfigError(
-            f"encoder.name = {encoder.name!r} is no timm model;{guess(name, known)} "
-            "timm.list_models('vit_*') prints the choices."
-        )
-
-
-def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed 2D sine-cosine position embedding [N, width] for a (rows, columns) grid (He et al. 2021, appendix)."""
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    rates = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    parts = []
-    for place in (rows, columns):
-        angle = place.flatten().double()[:, None] * rates[None, :]
-        parts += [angle.sin(), angle.cos()]
-    return torch.cat(parts, dim=1).float()
+    def encode(self, patches: Tensor, sensors: Tensor | None = None) -> Tensor:
+        """Features of whole frames, [B, D]: the mean of `encode_tokens`."""
+        return self.encode_tokens(patches, sensors).mean(dim=1)
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """The one table of metrics: name, level, formula, meaning.
 
 CSV headers, W&B axes, documents and checks are made from it; no other module spells out a list of metric names.
-The 30 names of the metric text come first (16 batch, 11 epoch, 3 summary), then our own (`eval/`, `objective/`).
+The 30 names of the metric text come first (16 batch, 11 epoch, 3 summary), then our own (`eval/`, `objective/`,
+`probe/`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: `optional` ones are absent from a row when their loss was not computed (modes 0 and 1)."""
+    """One metric: `optional` ones are absent from a row when what they need was not computed (modes 0 and 1, no probe
+    at this epoch)."""
 
     name: str
     level: Level
@@ -112,14 +114,35 @@ OBJECTIVE = (
     _epoch("objective/instability", "mean std / mean of batch/loss_ratio, settled epochs", "instability part", True),
 )
 
+FEATURES = (
+    _epoch(
+        "eval/effective_rank",
+        "exp(entropy of the normalised singular values of centred held-out features)",
+        "directions in which the features differ; near 1: collapse",
+        True,
+    ),
+    _epoch(
+        "probe/linear_accuracy",
+        "held-out clips told right, logistic regression",
+        "of frozen, mean-pooled features",
+        True,
+    ),
+    _epoch("probe/linear_balanced_accuracy", "mean recall of the classes", "the same, for uneven classes", True),
+    _epoch("probe/attentive_accuracy", "held-out clips told right, attentive pooling", "of frozen patch tokens", True),
+    _epoch("probe/attentive_balanced_accuracy", "mean recall of the classes", "the same, for uneven classes", True),
+    _epoch("probe/chance_accuracy", "held-out clips of the largest training class", "what needs no features", True),
+)
+
 CONTRACT = BATCH + EPOCH + SUMMARY  # the 30 of the metric text
-ALL = CONTRACT + EVAL + OBJECTIVE
+ALL = CONTRACT + EVAL + OBJECTIVE + FEATURES
 
 BATCH_NAMES = tuple(m.name for m in BATCH)
 EPOCH_NAMES = tuple(m.name for m in EPOCH)
 SUMMARY_NAMES = tuple(m.name for m in SUMMARY)
 EVAL_NAMES = tuple(m.name for m in EVAL)
 OBJECTIVE_NAMES = tuple(m.name for m in OBJECTIVE)
+FEATURE_NAMES = tuple(m.name for m in FEATURES)
+EPOCH_COLUMNS = EPOCH_NAMES + EVAL_NAMES + OBJECTIVE_NAMES + FEATURE_NAMES  # of epoch.csv; new ones go to the end
 
 BATCH_STEP = "batch/iteration"  # the step axis of every batch metric
 EPOCH_STEP = "epoch"  # the step axis of every epoch metric

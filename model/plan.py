@@ -24,7 +24,8 @@ class EpochPlan:
             ConfigError: a micro-batch is larger than the epoch, or an update longer than it.
         """
         wanted = config.data.clips_per_epoch
-        if wanted is not None and wanted > num_train_clips:
+        drawn_anew = any(part.weight for part in config.data.parts)
+        if wanted is not None and wanted > num_train_clips and not drawn_anew:
             raise ConfigError(
                 f"data.clips_per_epoch = {wanted}, but the training set has {num_train_clips} clips; "
                 "give at most that, or leave it out to use all"
@@ -43,3 +44,13 @@ class EpochPlan:
                 f"use accum_iter <= {micro_batches} or smaller batches"
             )
         return cls(clips=clips, micro_batches=micro_batches, updates=micro_batches // config.accum_iter)
+
+
+def check_sensors(known: tuple[str, ...], there: tuple[str, ...]) -> None:
+    """Raise ConfigError where encoder.sensors (`known`) is given and does not name a sensor of the data (`there`)."""
+    missing = [name for name in there if known and name not in known]
+    if missing:
+        raise ConfigError(
+            f"encoder.sensors = {list(known)} does not name {', '.join(map(repr, missing))}, which the data holds; "
+            f"use encoder.sensors: [{', '.join(dict.fromkeys((*known, *there)))}]"
+        )

@@ -7,12 +7,17 @@ them back gives the same float.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from model import metrics
 from model.errors import UserError
@@ -35,8 +40,11 @@ class Sink(Protocol):
     def log(self, event: Event) -> None:
         """Take one event."""
 
+    def picture(self, name: str, image: NDArray[np.uint8]) -> None:
+        """Take a picture [H, W, 3] of the model after the last epoch logged; a later one of that name replaces it."""
+
     def close(self, exit_code: int) -> None:
-        """End the trial's record; 0 is success. Called once; no event follows."""
+        """End the trial's record; 0 is success. Called once; nothing follows."""
 
 
 @dataclass
@@ -54,6 +62,9 @@ class History:
             self.epoch.append(event.values)
         else:
             self.summary = dict(event.values)
+
+    def picture(self, name: str, image: NDArray[np.uint8]) -> None:
+        """A history is numbers; pictures are not kept."""
 
     def close(self, exit_code: int) -> None:
         """Nothing to close."""
@@ -73,7 +84,7 @@ class History:
 
 
 class CsvSink:
-    """`batch.csv`, `epoch.csv` and `summary.json` in a folder; columns are the metric names in full.
+    """`batch.csv`, `epoch.csv`, `summary.json` and `pictures/` in a folder; columns are the metric names in full.
 
     Args:
         folder: made if absent.
@@ -87,10 +98,9 @@ class CsvSink:
     def __init__(self, folder: Path, keep_batches: int = 0, keep_epochs: int = 0) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        epoch_columns = metrics.EPOCH_NAMES + metrics.EVAL_NAMES + metrics.OBJECTIVE_NAMES
         self._tables = {
             Level.BATCH: _Table(folder / "batch.csv", metrics.BATCH_NAMES, keep_batches),
-            Level.EPOCH: _Table(folder / "epoch.csv", epoch_columns, keep_epochs),
+            Level.EPOCH: _Table(folder / "epoch.csv", metrics.EPOCH_COLUMNS, keep_epochs),
         }
 
     def log(self, event: Event) -> None:
@@ -98,6 +108,9 @@ class CsvSink:
             write_json(self.folder / "summary.json", dict(event.values))
         else:
             self._tables[event.level].append(event.values)
+
+    def picture(self, name: str, image: NDArray[np.uint8]) -> None:
+        write_picture(self.folder / "pictures" / f"{name}.png", image)
 
     def close(self, exit_code: int) -> None:
         for table in self._tables.values():
@@ -156,7 +169,18 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either the old or the new text, never a part."""
+    _write_bytes(path, text.encode())
+
+
+def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an image [H, W, 3] as PNG so that `path` holds either the old or the new one, never a part."""
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "png")
+    _write_bytes(path, png.getvalue())
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_bytes(content)
     scratch.replace(path)

@@ -1,9 +1,10 @@
 """History -> findings: what is wrong with a training run, and what to change. Pure: rows in, findings out.
 
-The rules are those of the metric text (sections 1.2, 2.3, 6 and 7). A rule reports once, at its highest severity and
-for the last epoch that reached it. Rules about the balance of the two losses look at the recent settled epochs only:
-what was out of balance in the first epoch, or long ago, needs no change now. Values that a row lacks (a loss that was
-not computed) and values that are not finite are passed over; the rule NOT_FINITE alone speaks of the latter.
+The rules are those of the metric text (sections 1.2, 2.3, 6 and 7), and one of ours for features that collapse. A rule
+reports once, at its highest severity and for the last epoch that reached it. Rules about the balance of the two losses
+look at the recent settled epochs only: what was out of balance in the first epoch, or long ago, needs no change now.
+Values that a row lacks (a loss that was not computed) and values that are not finite are passed over; the rule
+NOT_FINITE alone speaks of the latter.
 
     findings = diagnose(read_csv(run / "epoch.csv"), read_csv(run / "batch.csv"), config)
 """
@@ -37,6 +38,8 @@ SHARE_PASS = 0.20  # section 7, test passed: the share's error, relative to its 
 BALANCED_PRESET = (0.75, 0.25)  # alpha, beta of the text's train_joint_balanced_weights
 
 SHARE = "epoch/actual_static_contribution"
+RANK = "eval/effective_rank"
+RANK_LEAST_CLIPS = 32  # fewer clips come from so few presses that their features may well differ in few directions
 
 Reading = tuple[int, float]  # (epoch, value)
 
@@ -290,6 +293,20 @@ def _static_share(run: _Run) -> Finding | None:
     return run.balanced(found, remedy)
 
 
+def _collapse(run: _Run) -> Finding | None:
+    """Of the last epoch alone: features may start poor and grow."""
+    if run.config is not None and run.config.data.eval_clips < RANK_LEAST_CLIPS:
+        return None
+    found = _worst(Rule.COLLAPSE, _readings(run.epochs, RANK)[-1:])
+    if found is None:
+        return None
+    remedy = (
+        f"the features of held-out clips differ in {found.value:.2g} directions only: lower base_lr, and look at the "
+        "pictures and at the data (do the frames differ?)"
+    )
+    return replace(found, remedy=remedy, changes=run.lr_changes(1 / LR_FACTOR))
+
+
 def _not_falling(run: _Run, lr_too_high: bool) -> Finding | None:
     """`lr_too_high`: another rule says so; then a higher rate would be the wrong remedy."""
     relative = {
@@ -322,6 +339,7 @@ _RULES: tuple[Callable[[_Run], Finding | None], ...] = (
     partial(_ratio, rule=Rule.RATIO_HIGH, task="dynamic", weight="beta"),
     partial(_ratio, rule=Rule.RATIO_LOW, task="static", weight="alpha"),
     _static_share,
+    _collapse,
 )
 _SIGNS_OF_HIGH_LR = {Rule.NOT_FINITE, Rule.JUMPS, Rule.OSCILLATES, Rule.RATIO_UNSTABLE}
 

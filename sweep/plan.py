@@ -12,9 +12,9 @@ from pathlib import Path
 from model.config import TrainConfig
 from model.configfile import field_paths
 from model.data.clips import Clips, load_clips
-from model.data.store import open_store
 from model.errors import ConfigError, UserError
-from model.plan import EpochPlan
+from model.plan import EpochPlan, check_sensors
+from model.probe_task import ProbeTask
 from sweep.spec import SweepSpec
 from sweep.study import Values
 from sweep.wandb_sink import RunIdentity
@@ -64,23 +64,25 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
             if key not in clips:
                 clips[key] = load_clips(config.data, progress)
             EpochPlan.of(config, len(clips[key].train))
+            check_sensors(config.encoder.sensors, clips[key].sensors)
+            ProbeTask.of(config.probe, clips[key])
         except UserError as error:
             raise type(error)(_from_spec(str(error), spec)) from None
         encoder = f"{config.encoder} {config.data.height_width}"
-        if config.encoder.name is not None and encoder not in encoders:
-            from model.mae import check_encoder  # imports timm: only where a name is to be checked
+        if (config.encoder.name is not None or config.encoder.pretrained) and encoder not in encoders:
+            from model.encoder import check_encoder  # imports timm: only where a name is to be checked
 
             check_encoder(config)
             encoders.add(encoder)
-    data, store = clips[base.data.model_dump_json()], open_store(base.data)
+    data = clips[base.data.model_dump_json()]
     return SweepPlan(
         spec=spec,
         base=base,
         epoch=EpochPlan.of(base, len(data.train)),
         train_clips=len(data.train),
         held_out_clips=len(data.held_out),
-        sequences=len(store.sequences),
-        skipped=tuple(f"{fault.file} ({fault.reason})" for fault in store.skipped),
+        sequences=data.num_sequences,
+        skipped=tuple(f"{fault.file} ({fault.reason})" for fault in data.skipped),
         first=tuple(_first(spec)),
     )
 

@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from model.bars import decoding
 from model.errors import UserError
 from sweep.plan import SweepPlan, make_plan
 from sweep.progress import Progress
@@ -170,14 +169,8 @@ def _write_findings(spec: SweepSpec, folder: ResultsFolder, records: list[Record
 
 
 def _plan_with_bar(spec: SweepSpec, console: Console) -> SweepPlan:
-    columns = (TextColumn("decoding frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, visible=False)
-
-        def show(done: int, of: int) -> None:
-            bar.update(task, completed=done, total=of, visible=True)
-
-        return make_plan(spec, show)
+    with decoding(console) as progress:
+        return make_plan(spec, progress)
 
 
 if __name__ == "__main__":

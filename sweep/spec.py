@@ -21,6 +21,7 @@ from model.errors import guess
 from model.fields import PositiveInt
 from sweep.grammar import flatten, nest, parse_entry
 from sweep.objective import ObjectiveSettings
+from sweep.resources import Resources
 from sweep.space import Space
 from sweep.spec_checks import check_space
 from sweep.spec_warnings import warnings_of
@@ -127,17 +128,6 @@ class SearchSettings(_Block):
     searched: equal weights (0.5) and balanced weights (0.75)."""
     startup_trials: Annotated[int, Field(ge=0)] = 8
     """Random trials before TPE models the results."""
-
-
-class Resources(_Block):
-    """Of one trial; the units are Ray's."""
-
-    cpu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
-    """CPU cores."""
-    gpu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
-    """GPUs; a fraction shares one, without isolation of its memory."""
-    max_concurrent: Literal["auto"] | PositiveInt = "auto"
-    """Trials at the same time; auto: as many as fit."""
 
 
 class Confirm(_Block):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from model.errors import ConfigError
 
 if TYPE_CHECKING:  # sweep.spec imports this module
+    from model.config import TrainConfig
     from sweep.spec import SweepSpec
 
 MAX_GRID = 10_000  # combinations; more is a slip, since no one trains so many, and each is checked at load
@@ -26,6 +27,8 @@ def check_space(spec: SweepSpec) -> None:
             spec.space.from_values(preset)
         except ValueError as error:
             raise ValueError(f"search.presets.{index}: {error}") from None
+    if "batch_size" not in spec.parameters:
+        _check_share(spec, spec.trainer, "trainer.")
     probes = {name: parameter.probes() for name, parameter in spec.space.parameters.items()}
     usual = {name: values[-1] for name, values in probes.items()} | spec.space.fill_preset({}, spec.trainer)
     _check_usual(spec, usual)
@@ -100,4 +103,12 @@ def _check_combination(spec: SweepSpec, values: Mapping[str, Any]) -> None:
 
 
 def _check(spec: SweepSpec, values: Mapping[str, Any], what: str) -> None:
-    spec.space.to_config(spec.trainer, values, f"{what} cannot be trained")
+    where = f"{what} cannot be trained"
+    _check_share(spec, spec.space.to_config(spec.trainer, values, where), f"{where}: ")
+
+
+def _check_share(spec: SweepSpec, config: TrainConfig, before: str) -> None:
+    try:
+        config.batch_share(spec.resources.num_processes)
+    except ConfigError as error:
+        raise ConfigError(f"{before}{error} (see resources)") from None

@@ -14,7 +14,7 @@ from sweep.space import Space
 if TYPE_CHECKING:  # sweep.spec imports this module
     from sweep.spec import SweepSpec
 
-CHANGES_EVALUATION = ("data.", "encoder.patch_size")  # other clips, or other patches to reconstruct
+CHANGES_EVALUATION = ("data.", "encoder.patch_size", "norm_pix_loss")  # other clips, or another target
 KEEPS_EVALUATION = ("data.hflip", "data.vflip", "data.clips_per_epoch", "data.store_dir")
 TRAINING_LOSSES = ("epoch/train_loss", "epoch/best_loss_so_far", "summary/best_loss")
 SHIFTS_TRAINING_LOSS = ("alpha", "beta", "mask_ratio")  # metrics.md, "Why the objective does not use the training loss"

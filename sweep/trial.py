@@ -16,13 +16,16 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from model.checkpoint import CheckpointError, forget_previous, has_checkpoint, resume_from, save_checkpoint
 from model.config import TrainConfig
 from model.data.clips import Clips, load_clips
 from model.data.config import DataConfig
-from model.device import uses_bf16
+from model.device import pick_precision
+from model.fields import PositiveInt
+from model.folder import LAST
 from model.metrics import Level
 from model.sinks import CsvSink, Event, History, Row, Sink, read_csv, write_text
+from model.team import Team
 from model.trainer import NonFiniteLossError, Trainer
 from sweep.objective import Objective, ObjectiveSettings
 from sweep.spec import WandbSettings
@@ -55,6 +58,8 @@ class TrialJob(BaseModel):
     wandb: WandbSettings = WandbSettings()
     project: str
     entity: str | None = None
+    processes: PositiveInt = 1
+    """Processes that train the model together, on one machine."""
 
     @property
     def folder(self) -> Path:
@@ -90,8 +95,19 @@ class TrialRun:
     def __init__(self, job: TrialJob, should_stop: Callable[[], bool] = lambda: False) -> None:
         self.job = job
         self._should_stop = should_stop
-        self._checkpoint = job.folder / "checkpoint" / "last.pt"
-        self._trainer = Trainer(job.config, _clips(job.config.data))
+        self._checkpoint = job.folder / LAST
+        clips = _clips(job.config.data)
+        self._team = Team(job.config, job.processes)
+        try:
+            with self._team.explaining():
+                self._open(clips)
+        except BaseException:
+            self._team.close()
+            raise
+
+    def _open(self, clips: Clips) -> None:
+        job = self.job
+        self._trainer = self._team.trainer(clips)
         self._objective = Objective(job.objective)
         has_rows = (job.folder / "batch.csv").exists()
         kept = self._resume()
@@ -128,34 +144,43 @@ class TrialRun:
         if self._trainer.finished and self._last_row is not None:
             return self._report(self._last_row)
         try:
-            for event in self._trainer.run_epoch():
-                if event.level is Level.EPOCH:
-                    return self._end_epoch(event)
-                self._objective.add_batch(event.values)
-                self._log(event)
-                if self._objective.diverged is not None:
-                    continue  # the trainer ends it; the last checkpoint stays one of sound weights
-                if self._look_clock.due() and self._should_stop():
-                    self._save()
-                    self._close_sinks(exit_code=1)
-                    return EpochReport(epochs=self._trainer.epoch, metrics={}, interrupted=True)
-                if self._save_clock.due():
-                    self._save()
+            with self._team.explaining():
+                return self._train_epoch()
         except NonFiniteLossError as error:
-            report = EpochReport(epochs=self._trainer.epoch, metrics={"objective/value": math.nan}, diverged=str(error))
+            last = f"; the last good checkpoint is {self._checkpoint}" if has_checkpoint(self._checkpoint) else ""
+            report = EpochReport(
+                epochs=self._trainer.epoch, metrics={"objective/value": math.nan}, diverged=f"{error}{last}"
+            )
             self.close(exit_code=1)
             return report
         except Exception:
             self._close_sinks(exit_code=1)
             raise
+
+    def _train_epoch(self) -> EpochReport:
+        for event in self._trainer.run_epoch():
+            if event.level is Level.EPOCH:
+                return self._end_epoch(event)
+            self._objective.add_batch(event.values)
+            self._log(event)
+            if self._objective.diverged is not None:
+                continue  # the trainer ends it; the last checkpoint stays one of sound weights
+            if self._look_clock.due() and self._should_stop():
+                self._save()
+                self._close_sinks(exit_code=1)
+                return EpochReport(epochs=self._trainer.epoch, metrics={}, interrupted=True)
+            if self._save_clock.due():
+                self._save()
         raise AssertionError("an epoch ends with its event")
 
     def close(self, exit_code: int = 0) -> None:
         """End the trial's record, with its summary; also of a trial that the scheduler stopped. Safe to call twice."""
         if self._ended:
             return
+        self._team.close()
         if exit_code == 0:
             self._save()
+            forget_previous(self._checkpoint)
         self._log(self._trainer.summary())
         self._close_sinks(exit_code)
 
@@ -183,14 +208,14 @@ class TrialRun:
         """Go on from the folder's checkpoint; returns the rows of the folder's files up to it."""
         folder = self.job.folder
         kept = History(batch=list(read_csv(folder / "batch.csv")), epoch=list(read_csv(folder / "epoch.csv")))
-        if self._checkpoint.exists():
+        if has_checkpoint(self._checkpoint):
             try:
-                self._trainer.load_state_dict(load_checkpoint(self._checkpoint))
-                if len(kept.batch) < self._trainer.reported or len(kept.epoch) < self._trainer.epoch:
-                    raise CheckpointError(f"{folder}: the CSV files hold fewer rows than the checkpoint knows of")
+                self._trainer, note = resume_from(self._checkpoint, lambda state: self._loaded(state, kept))
+                if note is not None:
+                    logger.warning("trial %s: %s", self.job.trial, note)
             except CheckpointError as error:
                 logger.warning("trial %s starts afresh: %s", self.job.trial, error)
-                self._trainer = Trainer(self.job.config, self._trainer.clips)
+                self._trainer = self._team.trainer(self._trainer.clips)  # the team followed the one that was refused
         del kept.batch[self._trainer.reported :], kept.epoch[self._trainer.epoch :]
         self._objective = Objective.replay(kept.epoch, kept.batch, self.job.objective)
         for row in kept.batch:
@@ -198,13 +223,20 @@ class TrialRun:
                 self._objective.add_batch(row)
         return kept
 
+    def _loaded(self, state: dict[str, Any], kept: History) -> Trainer:
+        """A trainer that goes on from a checkpoint; its rows up to there must be in the folder's files."""
+        trainer = self._team.trainer(self._trainer.clips, state)
+        if len(kept.batch) < trainer.reported or len(kept.epoch) < trainer.epoch:
+            raise CheckpointError(f"{self.job.folder}: the CSV files hold fewer rows than the checkpoint knows of")
+        return trainer
+
     def _wandb_config(self) -> dict[str, Any]:
         job = self.job
         return {
             **job.config.model_dump(mode="json"),
             **job.values,
             "resolved_device": str(self._trainer.device),
-            "resolved_precision": "bf16" if uses_bf16(job.config, self._trainer.device) else "fp32",
+            "resolved_precision": pick_precision(job.config, self._trainer.device),
             "effective_mask_ratio": job.config.effective_mask_ratio,
             "beta": job.config.weights[1],
             "objective": job.objective.model_dump(mode="json"),
@@ -215,7 +247,7 @@ class TrialRun:
 
     def _save(self) -> None:
         if self._saved_update != self._trainer.update:
-            self.save(self._checkpoint)
+            save_checkpoint(self._checkpoint, self._trainer.state_dict(), keep_previous=True)
             self._saved_update = self._trainer.update
 
     def _log(self, event: Event) -> None:
@@ -224,6 +256,7 @@ class TrialRun:
 
     def _close_sinks(self, exit_code: int) -> None:
         self._ended = True
+        self._team.close()
         for sink in self._sinks:
             sink.close(exit_code)
 

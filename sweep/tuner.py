@@ -77,7 +77,7 @@ class SweepTrainable(tune.Trainable):
 
         import sweep.trial  # noqa: F401  # heavy: once per worker, while no trial waits for it
 
-        torch.set_num_threads(max(1, int(config["cpu"])))
+        torch.set_num_threads(config["threads"])
         self._run: TrialRun | None = None
         self._warnings: list[str] = []
         self._take(config)
@@ -259,11 +259,12 @@ def run_trials(
             "wandb": spec.wandb.model_dump(mode="json"),
             "project": spec.project,
             "entity": spec.entity,
+            "processes": spec.resources.num_processes,
         }
         resources = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
         tuner = tune.Tuner(
             tune.with_resources(SweepTrainable, resources),
-            param_space={"shared": shared, "stop_file": str(folder.stop_file), "cpu": spec.resources.cpu},
+            param_space={"shared": shared, "stop_file": str(folder.stop_file), "threads": spec.resources.threads},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=_scheduler(spec, study, mode),

@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
@@ -35,8 +38,16 @@ RETRY_ONLINE_AFTER_S = 300.0  # after a failure, this long no trial of the proce
 OFFLINE_INIT_LIMIT_S = 40.0  # wandb itself waits 30 s for its service process to start
 GRACE_S = 5.0  # wandb keeps its own time limits; after this much more we stop waiting for it
 
+PICTURE_STEP = "pictures/epoch"  # not `epoch`: a row that has it is an epoch's row
 # W&B's step axes; a name that is spelt out is not caught by the patterns
-STEP_AXES = {"batch/*": BATCH_STEP, "epoch/*": EPOCH_STEP, "eval/*": EPOCH_STEP, "objective/*": EPOCH_STEP}
+STEP_AXES = {
+    "batch/*": BATCH_STEP,
+    "epoch/*": EPOCH_STEP,
+    "eval/*": EPOCH_STEP,
+    "objective/*": EPOCH_STEP,
+    "probe/*": EPOCH_STEP,
+    "pictures/*": PICTURE_STEP,
+}
 
 _OLD_MODE_NAMES = {"run": "online", "dryrun": "offline"}  # still taken by wandb in WANDB_MODE
 # Variables (their beginnings) that say which run or sweep this process belongs to. Inherited by Ray's workers, they
@@ -85,6 +96,8 @@ class RunIdentity:
 class WandbSink(Sink):
     """One W&B run, a `Sink`. Batch and epoch events are history rows, the summary event goes to the run's summary.
 
+    A picture is a row of its own, `pictures/<name>` beside `pictures/epoch`.
+
     Args:
         identity: the run.
         config: the trial's parameters, plain JSON values.
@@ -119,7 +132,8 @@ class WandbSink(Sink):
         self._init_timeout_s = init_timeout_s
         self._finish_timeout_s = finish_timeout_s
         self._held = (-1, -1)  # (batch/iteration, epoch) of the last rows that W&B holds of earlier parts
-        self._warned_of_row = False
+        self._epoch = 0  # of the last epoch event
+        self._warned_of: set[str] = set()
         self._run: Any = None
         self.mode, reason = resolve_mode(mode)
         if mode == "online" and self.mode != "online":
@@ -135,17 +149,33 @@ class WandbSink(Sink):
 
     def log(self, event: Event) -> None:
         """Take one event. A failure is warned of once and never raised."""
+        if event.level is Level.EPOCH:
+            self._epoch = int(event.values[EPOCH_STEP])
         if self._run is None or self._is_repeated(event):
             return
-        try:
+        with self._warned_once("rows"):
             if event.level is Level.SUMMARY:
                 self._run.summary.update(dict(event.values))
             else:
                 self._run.log(dict(event.values))  # without a step: every call is a row of its own
+
+    def picture(self, name: str, image: NDArray[np.uint8]) -> None:
+        """Upload an image [H, W, 3] as `pictures/<name>` of the last epoch. A failure is warned of and never raised."""
+        if self._run is None:
+            return
+        with self._warned_once("pictures"):
+            import wandb
+
+            self._run.log({f"pictures/{name}": wandb.Image(image, file_type="png"), PICTURE_STEP: self._epoch})
+
+    @contextmanager
+    def _warned_once(self, lost: str) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
-            if not self._warned_of_row:
-                self._warned_of_row = True
-                _warn("W&B run %s misses rows (%s). The trial goes on.", self._identity, error)
+            if lost not in self._warned_of:
+                self._warned_of.add(lost)
+                _warn(f"W&B run %s misses {lost} (%s). The trial goes on.", self._identity, error)
 
     def close(self, exit_code: int) -> None:
         """End the run; waits at most `finish_timeout_s` (and `GRACE_S` where wandb itself hangs)."""

@@ -42,3 +42,11 @@ EVAL = (
     "eval/pred_skill",
 )
 OBJECTIVE = ("objective/value", "objective/loss", "objective/imbalance", "objective/instability")
+FEATURES = (
+    "eval/effective_rank",
+    "probe/linear_accuracy",
+    "probe/linear_balanced_accuracy",
+    "probe/attentive_accuracy",
+    "probe/attentive_balanced_accuracy",
+    "probe/chance_accuracy",
+)

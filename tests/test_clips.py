@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.data.clips import clip_starts, frame_span, load_clips, split
+from model.data.clips import clip_starts, frame_span, load_clips
 from model.data.config import DataConfig, SyntheticConfig
+from model.data.split import split
 from model.data.store import Sequence, open_store
 from model.errors import DataError
 

@@ -3,10 +3,15 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_config
 
+from model.batches import Batches
+from model.data.clips import load_clips
+from model.features import held_out_rank
+from model.mae import JointTactileMAE
 from model.metrics import Level
 from model.trainer import NonFiniteLossError, Trainer
 from sweep.diagnosis import (
@@ -163,9 +168,9 @@ def test_a_level_fires_just_outside_its_limit_and_not_on_it(limit):
     assert milder is None or milder.severity.rank < limit.severity.rank
 
 
-def test_every_rule_and_limit_of_the_table_has_an_origin_in_the_text():
+def test_every_rule_and_limit_of_the_table_has_an_origin_in_the_text_but_for_the_collapse_of_features():
     assert {limit.rule for limit in LIMITS} == set(Rule)
-    assert all("section" in limit.origin for limit in LIMITS)
+    assert {limit.rule for limit in LIMITS if "section" not in limit.origin} == {Rule.COLLAPSE}
 
 
 @pytest.mark.parametrize(("last", "fires"), [(0.981, True), (0.979, False), (1.3, True)])
@@ -217,6 +222,40 @@ def test_an_alternating_baseline_does_not_jump_when_the_modes_change():
 def test_infinity_in_any_metric_is_found_and_the_nan_of_an_objective_is_not():
     assert found(Rule.NOT_FINITE, [*falling(2), joint_row(2) | {"eval/loss_pred": math.inf}]).epoch == 2
     assert Rule.NOT_FINITE not in fired([row | {"objective/value": math.nan} for row in falling(2)])
+
+
+MANY_CLIPS = tiny_config(data={"eval_fraction": 0.5, "eval_clips": 32})
+
+
+@pytest.mark.parametrize(
+    ("rank", "severity"), [(2.0, None), (1.9, WARNING), (1.2, WARNING), (1.1, CRITICAL), (0, CRITICAL)]
+)
+def test_features_that_differ_in_hardly_any_direction_are_a_collapse(rank, severity):
+    finding = found(Rule.COLLAPSE, with_values("eval/effective_rank", [20.0, rank]), config=MANY_CLIPS)
+    assert (finding and finding.severity) == severity
+    assert finding is None or finding.changes == {"base_lr": 0.015}
+
+
+def test_features_that_have_recovered_by_the_last_epoch_are_no_collapse():
+    assert found(Rule.COLLAPSE, with_values("eval/effective_rank", [0.0, 1.0, 9.0])) is None
+
+
+def test_the_rank_of_very_few_clips_is_no_sign_of_a_collapse():
+    rows = with_values("eval/effective_rank", [1.0, 1.0])
+    assert found(Rule.COLLAPSE, rows, config=tiny_config(data={"eval_clips": 31})) is None
+    assert found(Rule.COLLAPSE, rows, config=MANY_CLIPS).severity is CRITICAL
+
+
+def test_an_encoder_that_does_not_see_its_input_has_a_collapsed_rank_and_a_healthy_one_has_not():
+    config = MANY_CLIPS
+    clips = load_clips(config.data)
+    batches = Batches(config, clips, torch.device("cpu"))
+    model = JointTactileMAE(config)
+    for severity in (None, CRITICAL):
+        rank = held_out_rank(model, batches.held_out, len(clips.held_out))
+        finding = found(Rule.COLLAPSE, [joint_row(0) | {"eval/effective_rank": rank}], config=config)
+        assert (finding and finding.severity) == severity
+        torch.nn.init.zeros_(model.embed.project.weight)  # a broken start: every clip is the same
 
 
 # --- which epoch, which severity, which remedy ---

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from model.batches import Batch
 from model.config import TrainConfig
 from model.data.clips import load_clips
 from model.evaluate import Evaluator
-from model.losses import Losses, in_order, mse, patchify
+from model.losses import Losses, in_order, mse, patchify, targets
 from model.mae import JointTactileMAE
 from model.sinks import Event
 from model.trainer import Trainer
@@ -40,8 +41,8 @@ class Protocol:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         return self._evaluator(model, self.load)
 
-    def load(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.patches[ids]
+    def load(self, ids: torch.Tensor) -> Batch:
+        return Batch(self.patches[ids], ids % 2)
 
 
 class Guess(nn.Module):
@@ -51,8 +52,10 @@ class Guess(nn.Module):
         super().__init__()
         self._rule = rule
         self.asked: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        self.sensors: list[torch.Tensor] = []
 
-    def forward(self, patches, static_order, dynamic_order, num_visible) -> Losses:
+    def forward(self, patches, static_order, dynamic_order, num_visible, sensors) -> Losses:
+        self.sensors.append(sensors)
         self.asked.append((static_order, dynamic_order, num_visible))
         return self._rule(patches, static_order[:, num_visible:])
 
@@ -99,6 +102,12 @@ def test_three_quarters_are_masked_by_orders_that_no_trial_changes():
         assert all(torch.equal(static, s) and torch.equal(dynamic, d) and visible == v for s, d, v in others)
 
 
+def test_each_clip_is_evaluated_with_its_own_sensor():
+    guess = Guess(lambda *_: Losses(*torch.ones(3)))
+    Protocol(tiny_config())(guess)
+    assert torch.cat(guess.sensors).tolist() == [0, 1] * 4
+
+
 def test_held_out_clips_are_evaluated_in_order_without_flips():
     trainer = Trainer(tiny_config(data={"hflip": 1.0, "vflip": 1.0}))
     calls = watch(trainer)
@@ -126,17 +135,20 @@ def test_the_row_keeps_its_identities():
     assert row["eval/reference_loss"] == 0.5 * row["eval/loss_static"] + 0.5 * row["eval/loss_dynamic"]
 
 
+@pytest.mark.parametrize("norm_pix", [False, True], ids=["pixels", "normalised"])
 @pytest.mark.parametrize("data", [{}, MANY_HELD_OUT], ids=["one batch", "two batches"])
-def test_skills_compare_with_the_mean_frame_and_with_a_copy_of_frame_3(data):
-    protocol = Protocol(tiny_config(data=data))
+def test_skills_compare_with_the_mean_frame_and_with_a_copy_of_frame_3(data, norm_pix):
+    protocol = Protocol(tiny_config(data=data, norm_pix_loss=norm_pix))
+    wanted = targets(protocol.patches, norm_pix)
     guess = Guess(lambda *_: Losses(*torch.tensor([0.5, 0.25, 0.125])))
     row = protocol(guess)
     errors = []
     for clip, order in enumerate(torch.cat([static for static, _, _ in guess.asked])):
         for patch in order[4:].tolist():
-            errors += (protocol.patches[clip, patch, 0] - protocol.mean_patches[patch]).square().tolist()
+            mean = targets(protocol.mean_patches[patch], norm_pix)
+            errors += (wanted[clip, patch, 0] - mean).square().tolist()
     mean_frame = math.fsum(errors) / len(errors)
-    copied = (protocol.patches[:, :, 2] - protocol.patches[:, :, 3]).double().square().mean().item()
+    copied = (wanted[:, :, 2] - wanted[:, :, 3]).double().square().mean().item()
     assert row["eval/static_skill"] == pytest.approx(1 - 0.5 / mean_frame, rel=1e-5)
     assert row["eval/pred_skill"] == pytest.approx(1 - 0.125 / copied, rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""Patches, random orders and mean squared errors, against naive loops."""
+"""Patches, targets and mean squared errors, against naive loops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.losses import Losses, in_order, mse, patchify, random_order, unpatchify
+from model.losses import Losses, in_order, mse, patch_statistics, patchify, targets, unpatchify
+from model.masks import random_order
 
 SIDES = st.integers(1, 4)
 
@@ -32,27 +33,6 @@ def test_patches_keep_the_type_of_the_frames():
     assert patchify(torch.zeros(1, 4, 8, 8, 3, dtype=torch.uint8), 4).dtype == torch.uint8
 
 
-@given(batch=st.integers(1, 5), num_patches=st.integers(1, 40), seed=st.integers(0, 2**31))
-def test_every_clip_has_its_own_permutation_of_all_patches(batch, num_patches, seed):
-    order = random_order(batch, num_patches, generator(seed))
-    assert torch.equal(order.sort(dim=1).values, torch.arange(num_patches).expand(batch, -1))
-    assert torch.equal(order, random_order(batch, num_patches, generator(seed)))
-
-
-def test_orders_of_two_clips_and_of_two_calls_differ():
-    draw = generator()
-    first, second = random_order(2, 64, draw), random_order(2, 64, draw)
-    assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first, second)
-
-
-def test_every_patch_is_masked_about_equally_often():
-    masked = random_order(4000, 16, generator())[:, 4:]
-    share = torch.bincount(masked.flatten(), minlength=16) / 4000
-    assert share.min() > 0.72
-    assert share.max() < 0.78
-
-
 def test_tokens_are_taken_in_the_given_order():
     tokens = torch.rand(3, 5, 2, generator=generator())
     order = random_order(3, 5, generator())[:, :4]
@@ -71,3 +51,36 @@ def test_the_error_is_a_mean_over_everything_in_float32_also_of_half_floats():
 def test_the_dynamic_loss_is_the_sum_of_its_parts():
     losses = Losses(*torch.tensor([0.5, 0.25, 0.125]))
     assert losses.dynamic.item() == 0.375
+
+
+def test_a_branch_that_was_left_out_has_no_dynamic_loss():
+    assert Losses(torch.tensor(0.5), None, None).dynamic is None
+
+
+# --- targets -------------------------------------------------------------------------------------------------------
+
+
+def test_targets_are_the_patches_themselves_unless_normalised():
+    patches = torch.rand(2, 3, 4, 12, generator=generator())
+    assert targets(patches, norm_pix=False) is patches
+
+
+@given(seed=st.integers(0, 2**31), scale=st.floats(0.01, 100))
+def test_each_patch_of_each_frame_is_normalised_by_its_own_mean_and_unbiased_variance(seed, scale):
+    patches = scale * torch.rand(2, 3, 4, 12, generator=generator(seed))
+    wanted = targets(patches, norm_pix=True)
+    for index in ((0, 0, 0), (1, 2, 3)):
+        numbers = patches[index].double()
+        mean = numbers.sum() / 12
+        variance = ((numbers - mean) ** 2).sum() / 11
+        assert torch.allclose(wanted[index].double(), (numbers - mean) / (variance + 1e-6).sqrt(), atol=1e-3)
+    mean, std = patch_statistics(patches)
+    assert torch.allclose(wanted * std + mean, patches, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_a_patch_of_one_colour_has_a_target_of_zeros():
+    assert torch.equal(targets(torch.full((1, 12), 0.3), norm_pix=True), torch.zeros(1, 12))
+
+
+def test_normalised_targets_of_half_floats_are_computed_in_float32():
+    assert targets(torch.rand(2, 12).half(), norm_pix=True).dtype == torch.float32

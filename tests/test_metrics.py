@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model import metrics
 from model.metrics import Level
-from tests.metric_names import BATCH, EPOCH, EVAL, OBJECTIVE, SUMMARY
+from tests.metric_names import BATCH, EPOCH, EVAL, FEATURES, OBJECTIVE, SUMMARY
 
 
 def test_the_16_batch_11_epoch_and_3_summary_names_are_those_of_the_contract():
@@ -18,18 +18,23 @@ def test_the_16_batch_11_epoch_and_3_summary_names_are_those_of_the_contract():
 def test_our_own_names_have_their_own_prefixes():
     assert metrics.EVAL_NAMES == EVAL
     assert metrics.OBJECTIVE_NAMES == OBJECTIVE
+    assert metrics.FEATURE_NAMES == FEATURES
+
+
+def test_new_columns_of_an_epoch_come_after_the_old_ones_so_that_old_files_can_be_gone_on_with():
+    assert metrics.EPOCH_COLUMNS == EPOCH + EVAL + OBJECTIVE + FEATURES
 
 
 def test_every_metric_is_listed_once_with_a_meaning():
     names = [m.name for m in metrics.ALL]
-    assert len(names) == len(set(names)) == 30 + len(EVAL) + len(OBJECTIVE)
+    assert len(names) == len(set(names)) == 30 + len(EVAL + OBJECTIVE + FEATURES)
     assert all(m.meaning for m in metrics.ALL)
 
 
 def test_levels_follow_the_prefixes():
     levels = {m.name: m.level for m in metrics.ALL}
     assert {levels[name] for name in BATCH} == {Level.BATCH}
-    assert {levels[name] for name in EPOCH + EVAL + OBJECTIVE} == {Level.EPOCH}
+    assert {levels[name] for name in EPOCH + EVAL + OBJECTIVE + FEATURES} == {Level.EPOCH}
     assert {levels[name] for name in SUMMARY} == {Level.SUMMARY}
 
 

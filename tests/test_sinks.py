@@ -6,9 +6,11 @@ import json
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from model import metrics
 from model.errors import UserError
@@ -63,8 +65,7 @@ def test_a_file_cut_anywhere_gives_its_whole_rows(fresh_folder, rows, data):
 def test_headers_are_the_metric_names_in_full(tmp_path):
     CsvSink(tmp_path).close(0)
     assert (tmp_path / "batch.csv").read_text() == ",".join(metrics.BATCH_NAMES) + "\n"
-    epoch_names = metrics.EPOCH_NAMES + metrics.EVAL_NAMES + metrics.OBJECTIVE_NAMES
-    assert (tmp_path / "epoch.csv").read_text() == ",".join(epoch_names) + "\n"
+    assert (tmp_path / "epoch.csv").read_text() == ",".join(metrics.EPOCH_COLUMNS) + "\n"
 
 
 def test_a_metric_that_was_not_computed_is_an_empty_cell_and_absent_when_read(tmp_path):
@@ -144,6 +145,15 @@ def test_a_missing_file_has_no_rows(tmp_path):
     assert read_csv(tmp_path / "batch.csv") == []
 
 
+def test_a_file_from_before_there_were_probes_is_gone_on_with(tmp_path):
+    old = metrics.EPOCH_NAMES + metrics.EVAL_NAMES + metrics.OBJECTIVE_NAMES
+    (tmp_path / "epoch.csv").write_text(",".join(old) + "\n" + ",".join(["0.5"] * len(old)) + "\n")
+    sink = CsvSink(tmp_path, keep_epochs=1)
+    sink.log(Event(Level.EPOCH, {"epoch": 1, "probe/linear_accuracy": 0.75}))
+    sink.close(0)
+    assert read_csv(tmp_path / "epoch.csv") == [dict.fromkeys(old, 0.5), {"epoch": 1, "probe/linear_accuracy": 0.75}]
+
+
 # --- the others ----------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +165,23 @@ def test_history_keeps_rows_by_level():
     history.log(Event(Level.SUMMARY, {"summary/best_epoch": 0}))
     history.close(0)
     assert history == History([batch_row(0), batch_row(1)], [{"epoch": 0}], {"summary/best_epoch": 0})
+
+
+def test_a_picture_is_a_file_that_a_later_one_of_its_name_replaces(tmp_path):
+    sink = CsvSink(tmp_path)
+    for shade in (0, 200):
+        sink.picture("reconstructions", np.full((4, 6, 3), shade, np.uint8))
+    sink.close(0)
+    [path] = (tmp_path / "pictures").iterdir()
+    assert path.name == "reconstructions.png"
+    with Image.open(path) as image:
+        assert (image.mode, image.size, image.getpixel((5, 3))) == ("RGB", (6, 4), (200, 200, 200))
+
+
+def test_history_does_not_keep_pictures():
+    history = History()
+    history.picture("reconstructions", np.zeros((2, 2, 3), np.uint8))
+    assert history == History()
 
 
 def test_text_and_json_replace_the_old_file_and_leave_nothing_else(tmp_path):

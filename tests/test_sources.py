@@ -12,17 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from model.data.base import READ_AHEAD, ordered_map
 from model.data.config import DataConfig, SyntheticConfig
-from model.data.sources import (
-    READ_AHEAD,
-    Fault,
-    FrameSource,
-    SyntheticSource,
-    VideoSource,
-    open_source,
-    ordered_map,
-    read_image,
-)
+from model.data.images import read_image
+from model.data.sources import Fault, FrameSource, SyntheticSource, VideoSource, open_source
 from model.errors import DataError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "gelsight_mini"

@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.sinks import read_csv
 from model.train import load_config, main
+from model.trainer import Trainer
 from tests.metric_names import BATCH, SUMMARY
-from tests.tiny import tiny_config, tiny_content
+from tests.tiny import TINY, tiny_config, tiny_content
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,6 +96,65 @@ def test_a_run_that_was_interrupted_goes_on_to_the_files_of_one_that_was_not(tmp
     assert [ours[name] for name in SUMMARY[:2]] == [theirs[name] for name in SUMMARY[:2]]
     model, other = (load_checkpoint(folder / "checkpoint" / "last.pt")["model"] for folder in (parts, whole))
     assert all(torch.equal(model[name], other[name]) for name in model)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_stopped_within_an_epoch_keeps_every_update_and_goes_on_to_the_same_rows(tmp_path, number):
+    config_file = written(tmp_path / "run.yaml", epochs=2, data={"synthetic": {"sequences": 400}}, batch_size=4)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    process = subprocess.Popen(command(config_file, "--out", parts), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with process:
+        while len(read_csv(parts / "batch.csv")) < 20:
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.stdout is not None
+        assert "Go on with --resume" in process.stdout.read()
+    assert process.returncode == 130
+    checkpoint = parts / "checkpoint" / "last.pt"
+    state = load_checkpoint(checkpoint)
+    assert (state["epoch"], len(read_csv(parts / "epoch.csv"))) == (0, 0)
+    assert len(read_csv(parts / "batch.csv")) == state["update"] - len(state["in_flight"])
+
+    assert main([str(config_file), "--out", str(parts), "--resume", str(checkpoint)]) == 0
+    assert main([str(config_file), "--out", str(whole)]) == 0
+    assert tables(parts) == tables(whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_gone_on_from(tmp_path, capsys):
+    config_file = written(tmp_path / "run.yaml", epochs=3)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out in (whole, parts):
+        assert main([str(config_file), "--out", str(out)]) == 0
+    last = parts / "checkpoint" / "last.pt"
+    trainer = Trainer(tiny_config(epochs=3))
+    list(trainer.run_epoch())
+    save_checkpoint(last.with_name("previous.pt"), trainer.state_dict())
+    last.write_bytes(last.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main([str(config_file), "--out", str(parts), "--resume", str(last)]) == 0
+    assert f"note: {last}: not a whole checkpoint" in capsys.readouterr().out
+    assert tables(parts) == tables(whole)
+
+
+def test_a_finished_run_leaves_one_checkpoint_and_its_pictures(tmp_path, config_file):
+    out = tmp_path / "out"
+    assert main([str(config_file), "--out", str(out)]) == 0
+    assert [path.name for path in (out / "checkpoint").iterdir()] == ["last.pt"]
+    with Image.open(out / "pictures" / "reconstruction.png") as picture:
+        assert min(picture.size) > 100
+
+
+RECIPES = sorted((ROOT / "model" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_its_script_and_trains(tmp_path, recipe):
+    script = (ROOT / "scripts" / f"train_{recipe.stem}.sh").read_text()
+    assert f"model/recipes/{recipe.stem}.yaml" in script
+    tiny = [f"--set={key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in TINY.items()]
+    assert main([str(recipe), "--out", str(tmp_path / "out"), *tiny, "--set", "warmup_epochs=1"]) == 0
+    modes = {row["batch/mode"] for row in read_csv(tmp_path / "out" / "batch.csv")}
+    assert modes == ({0, 1} if "alternating" in recipe.stem else {2})
 
 
 def test_bad_input_ends_with_code_2_and_one_line_without_a_traceback(tmp_path):

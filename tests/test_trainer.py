@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.config import TrainConfig
-from model.device import uses_bf16
+from model.device import pick_precision
 from model.errors import ConfigError
 from model.mae import JointTactileMAE
 from model.metrics import Level
@@ -62,7 +62,7 @@ def mean(values) -> float:
 def test_rows_hold_all_names_of_the_contract():
     rows = history(Trainer(tiny_config()))
     assert all(tuple(row) == BATCH for row in rows.batch)
-    assert all(tuple(row) == EPOCH + EVAL for row in rows.epoch)
+    assert all(tuple(row) == (*EPOCH, *EVAL, "eval/effective_rank") for row in rows.epoch)
     assert set(rows.summary) == set(SUMMARY)
 
 
@@ -334,7 +334,7 @@ def test_the_state_of_another_config_is_refused_with_what_differs():
 
 def test_the_state_of_another_version_is_refused():
     trainer = Trainer(tiny_config())
-    with pytest.raises(CheckpointError, match="checkpoint version 7; this program reads 1"):
+    with pytest.raises(CheckpointError, match="checkpoint version 7; this program reads 2"):
         trainer.load_state_dict(trainer.state_dict() | {"version": 7})
     with pytest.raises(CheckpointError, match="checkpoint version None"):
         trainer.load_state_dict({})
@@ -485,7 +485,7 @@ def test_bf16_trains_and_gives_float32_losses():
     exact = history(Trainer(tiny_config(precision="fp32")))
     assert rows.batch[0]["batch/loss_total"] == pytest.approx(exact.batch[0]["batch/loss_total"], rel=0.02)
     assert rows.batch[0] != exact.batch[0]
-    assert not uses_bf16(tiny_config(), torch.device("cpu"))
+    assert pick_precision(tiny_config(), torch.device("cpu")) == "fp32"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from offline import read_axes, read_history, read_records, read_summary, records_of, run_files
+from PIL import Image
 from wandb_double import WandbDouble
 
 from model.errors import ConfigError
-from model.metrics import BATCH_NAMES, EPOCH_NAMES, EVAL_NAMES, OBJECTIVE_NAMES, Level
+from model.metrics import BATCH_NAMES, EPOCH_COLUMNS, Level
 from model.sinks import CsvSink, Event, read_csv
 from sweep import wandb_sink
 from sweep.wandb_sink import RunIdentity, WandbSink, resolve_mode
@@ -38,8 +40,7 @@ def batch(iteration: int, **changes: float) -> Event:
 
 
 def epoch(number: int) -> Event:
-    names = EPOCH_NAMES + EVAL_NAMES + OBJECTIVE_NAMES
-    values: dict[str, float] = {name: math.sqrt(number + column + 2) for column, name in enumerate(names)}
+    values: dict[str, float] = {name: math.sqrt(number + column + 2) for column, name in enumerate(EPOCH_COLUMNS)}
     return Event(Level.EPOCH, {**values, "epoch": number})
 
 
@@ -160,8 +161,48 @@ def test_the_run_record_names_run_group_config_step_axes_and_exit_code(
     assert read["summary"]["summary/best_loss"] == 1 / 3  # also after a failure
     run = next(record["run"] for record in read_records(tmp_path) if record["type"] == "run")
     assert (run["run_group"], run["job_type"]) == ("sweep", "trial")
-    axes = {"batch/*": "batch/iteration", "epoch/*": "epoch", "eval/*": "epoch", "objective/*": "epoch"}
+    axes = {"batch/*": "batch/iteration", "pictures/*": "pictures/epoch"}
+    axes |= dict.fromkeys(("epoch/*", "eval/*", "objective/*", "probe/*"), "epoch")
     assert read_axes(tmp_path) == axes
+
+
+def test_a_picture_is_kept_with_its_epoch_in_a_row_of_its_own(start: Callable[..., WandbSink], tmp_path: Path) -> None:
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    sink = start(mode="offline")
+    for event in TWO_EPOCHS:
+        sink.log(event)
+    sink.picture("reconstructions", image)
+    sink.log(epoch(2))
+    sink.close(0)
+
+    *before, row, after = read_history(tmp_path)
+    assert [*before, after] == [event.values for event in [*TWO_EPOCHS, epoch(2)]]
+    assert row.pop("pictures/epoch") == 1
+    media = {name.removeprefix("pictures/reconstructions."): value for name, value in row.items()}
+    assert (media["_type"], media["height"], media["width"]) == ("image-file", 4, 6)
+    [file] = tmp_path.glob(f"wandb/offline-run-*/files/{media['path']}")
+    with Image.open(file) as kept:
+        assert np.array_equal(np.asarray(kept), image)
+
+
+def test_a_picture_that_cannot_be_taken_is_warned_of_once_and_the_rows_go_on(
+    start: Callable[..., WandbSink], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = start(mode="offline")
+    for _ in range(2):
+        sink.picture("reconstructions", np.zeros((2, 2, 2, 2), np.uint8))
+    sink.log(batch(0))
+    sink.close(0)
+    [warning] = warnings_of(caplog)
+    assert "misses pictures" in warning
+    assert read_history(tmp_path) == [batch(0).values]
+
+
+def test_a_disabled_run_takes_pictures_without_a_word(start: Callable[..., WandbSink], tmp_path: Path) -> None:
+    sink = start(mode="disabled")
+    sink.picture("reconstructions", np.zeros((2, 2, 3), np.uint8))
+    sink.close(0)
+    assert not (tmp_path / "wandb").exists()
 
 
 @pytest.mark.parametrize("cut", [1, 3, 5])

@@ -15,12 +15,13 @@ from model.trainer import Trainer
 
 @dataclass(frozen=True)
 class Call:
-    """One forward pass: patches [B, N, 4, P], orders [B, N], the losses [3]."""
+    """One forward pass: patches [B, N, 4, P], orders [B, N], sensors [B], the losses [3] (NaN for one left out)."""
 
     patches: Tensor
     static_order: Tensor
     dynamic_order: Tensor
     num_visible: int
+    sensors: Tensor | None
     losses: Tensor
 
 
@@ -38,7 +39,9 @@ def watch(trainer: Trainer) -> Calls:
 
     def keep(model: torch.nn.Module, inputs: tuple[Any, ...], losses: Any) -> None:
         kept = calls.training if model.training else calls.evaluation
-        kept.append(Call(*inputs, torch.stack(losses).detach()))
+        values = [torch.tensor(torch.nan) if loss is None else loss.detach() for loss in losses]
+        sensors = inputs[4] if len(inputs) > 4 else None
+        kept.append(Call(*inputs[:4], sensors, torch.stack(values)))
 
     trainer.model.register_forward_hook(keep)
     return calls

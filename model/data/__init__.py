@@ -1,1 +1,1 @@
-"""Clip sources (procedural GelSight, frame folders, videos) and the one uint8 frame store that holds them."""
+"""Clip sources, the uint8 frame stores that hold their decoded frames, and the clips that are cut from these."""

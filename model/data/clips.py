@@ -1,80 +1,93 @@
-"""Clips: 4 frames cut out of the frame store, split into a training and a held-out set.
+"""Clips: 4 frames cut out of a frame store, or out of the stores of a mixture.
 
-A clip is an index into the store, not a copy. The split goes by sequence or by group of sequences, never by frame:
-neighbouring tactile frames are nearly equal and would leak from one side to the other.
+A clip is an index into a store, not a copy. Names, labels and sensors are joined to it when clips are opened, and cost
+no decoding when they change.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.data.base import Fault
 from model.data.config import CLIP_FRAMES, DataConfig
+from model.data.labels import labelled, read_labels, sensor_of
+from model.data.mixture import PartClips, PartData, Permutation, draw, parts_of
+from model.data.split import split
+from model.data.spread import evenly_spread
+from model.data.statistics import statistics_of
 from model.data.store import FrameStore, Progress, Sequence, open_store
 from model.errors import DataError
 
-STD_FLOOR = 1 / 255  # one grey level: a constant channel is not blown up, and nothing is divided by zero
-STATISTICS_FRAMES = 256  # frames that are summed at a time
-
 log = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """Frames without a gap that clips are cut from: `sequence` with its name in the mixture and all of its labels."""
+
+    sequence: Sequence
+    frames: NDArray[np.uint8]  # of the store that it is in
+    sensor: str
+    data: DataConfig  # how clips are cut from it
 
 
 class ClipSet:
     """The clips of one side of the split, numbered from 0.
 
     Args:
-        store: where the frames are.
-        sequences: the runs that clips are cut from.
+        runs: what clips are cut from.
         run: [N] which of them each clip is cut from.
         start: [N] its first frame, relative to the run.
-        frame_stride: distance between the frames of a clip.
+        sensors: the names that `sensor_of` gives places in.
     """
 
     def __init__(
-        self,
-        store: FrameStore,
-        sequences: list[Sequence],
-        run: NDArray[np.int64],
-        start: NDArray[np.int64],
-        frame_stride: int,
+        self, runs: list[Run], run: NDArray[np.int64], start: NDArray[np.int64], sensors: tuple[str, ...]
     ) -> None:
-        self._frames = store.frames
-        self._sequences = sequences
+        self._runs = runs
         self._run = run
         self._start = start
-        self._offsets = np.arange(CLIP_FRAMES) * frame_stride
-        self._first = (
-            np.array([sequence.first for sequence in sequences], np.int64)[run] + start
-        )  # [N] row in the store
+        self._row = np.array([each.sequence.first for each in runs], np.int64)[run] + start  # [N] in the store
+        self._sensor = np.array([sensors.index(each.sensor) for each in runs], np.int64)
+        self._windows = [(each.frames, frame_span(each.data), each.data.frame_stride) for each in runs]
 
     def __len__(self) -> int:
         return len(self._run)
 
     def gather(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-        """Clips by number, [B] -> uint8 [B, 4, H, W, 3], in one read. Raises IndexError beyond the last clip."""
-        return self._frames[self._first[ids][:, None] + self._offsets]
+        """Clips by number, [B] -> uint8 [B, 4, H, W, 3]. Raises IndexError beyond the last clip."""
+        clips = np.empty((len(ids), CLIP_FRAMES, *self._windows[0][0].shape[1:]), np.uint8)
+        # a slice a clip goes over any number of stores, and is as fast as one fancy index into a single one
+        for clip, run, row in zip(clips, self._run[ids].tolist(), self._row[ids].tolist(), strict=True):
+            frames, span, stride = self._windows[run]
+            clip[...] = frames[row : row + span : stride]
+        return clips
 
     def clip_id(self, number: int) -> str:
         """`sequence:position`, the position of the clip's first frame in its sequence."""
-        sequence = self._sequences[self._run[number]]
+        sequence = self._runs[self._run[number]].sequence
         return f"{sequence.name}:{sequence.start + self._start[number]}"
 
     def labels(self, number: int) -> dict[str, Any]:
-        """Label name -> the sequence's value, or a list with those of the clip's 4 frames. Empty without labels."""
-        sequence, frames = self._sequences[self._run[number]], self._start[number] + self._offsets
-        return {
-            name: [value[frame] for frame in frames] if isinstance(value, list) else value
-            for name, value in sequence.labels.items()
-        }
+        """Label name -> the sequence's value, or a list with those of the clip's 4 frames, None for a frame without
+        one. A label that neither the sequence nor any of the frames has is absent."""
+        run, start = self._runs[self._run[number]], self._start[number]
+        labels: dict[str, Any] = {}
+        for name, value in run.sequence.labels.items():
+            if isinstance(value, list):
+                value = value[start : start + frame_span(run.data) : run.data.frame_stride]
+                if all(of_frame is None for of_frame in value):
+                    continue
+            labels[name] = value
+        return labels
+
+    def sensor_of(self, numbers: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Places of the clips' sensors in `Clips.sensors`, [B] -> int64 [B]. Raises IndexError beyond the last clip."""
+        return self._sensor[self._run[numbers]]
 
 
 @dataclass(frozen=True)
@@ -82,10 +95,14 @@ class Clips:
     """Both sides of the split, and the statistics of the training frames on the 0-1 scale.
 
     Attributes:
-        train: all training clips.
+        train: all training clips; those of one part of a mixture follow on those of another.
         held_out: at most `data.eval_clips` clips of sequences (or groups) that are not in `train`.
         mean, std: float32 [3], per channel.
         mean_frame: float32 [H, W, 3].
+        sensors: names of the sensors of both sides, sorted.
+        parts: which training clips are of which part; one part where there is no mixture.
+        num_sequences: runs without a gap in all stores.
+        skipped: files that could not be read.
     """
 
     train: ClipSet
@@ -93,25 +110,80 @@ class Clips:
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     mean_frame: NDArray[np.float32]
+    sensors: tuple[str, ...]
+    parts: tuple[PartClips, ...]
+    num_sequences: int
+    skipped: tuple[Fault, ...]
+
+    def draw(self, clips: int, permutation: Permutation) -> NDArray[np.int64]:
+        """Numbers of the training clips of an epoch of `clips` clips, in order: int64 [clips] (model/data/mixture.py).
+
+        Args:
+            clips: at most `len(train)` where no part has a weight.
+            permutation: n -> a random order of 0..n-1; it is called several times where parts have weights.
+        """
+        return draw(self.parts, clips, permutation)
 
 
 def load_clips(data: DataConfig, progress: Progress | None = None) -> Clips:
-    """The clips of a config; its frames are decoded first where no store holds them yet.
+    """The clips of a config; frames are decoded first where no store holds them yet.
 
     Raises:
-        DataError: no usable frames (see `open_store`), every sequence too short for a clip, or nothing to hold out.
+        DataError: no usable frames (see `open_store`), labels that do not fit them, every sequence too short for a
+            clip, or nothing to hold out.
     """
-    store = open_store(data, progress)
-    runs = _long_enough(store, data)
-    train, held_out = split(runs, data)
-    mean, std, mean_frame = _statistics(store, train)
+    opened = [_open(part, progress) for part in parts_of(data)]
+    train = [part.runs(part.train) for part in opened]
+    held_out = [part.runs(part.held_out) for part in opened]
+    sensors = tuple(sorted({run.sensor for side in (train, held_out) for runs in side for run in runs}))
+    counts = [sum(len(clip_starts(run.sequence.length, run.data)) for run in runs) for runs in train]
+    firsts = np.cumsum([0, *counts]).tolist()
+    statistics = statistics_of((part.store, part.train) for part in opened)
     return Clips(
-        train=_cut(store, train, data),
-        held_out=_cut(store, held_out, data, data.eval_clips),
-        mean=mean,
-        std=std,
-        mean_frame=mean_frame,
+        train=_cut(train, sensors),
+        held_out=_cut(held_out, sensors, data.eval_clips),
+        mean=statistics.mean,
+        std=statistics.std,
+        mean_frame=statistics.mean_frame,
+        sensors=sensors,
+        parts=tuple(
+            PartClips(first, count, part.weight) for first, count, part in zip(firsts, counts, opened, strict=False)
+        ),
+        num_sequences=sum(len(part.store.sequences) for part in opened),
+        skipped=tuple(Fault(part.prefix + fault.file, fault.reason) for part in opened for fault in part.store.skipped),
     )
+
+
+class _Opened(NamedTuple):
+    """A part with its frames, its sequences labelled and split."""
+
+    prefix: str
+    data: DataConfig
+    weight: float | None
+    store: FrameStore
+    train: list[Sequence]
+    held_out: list[Sequence]
+
+    def runs(self, side: list[Sequence]) -> list[Run]:
+        return [
+            Run(
+                replace(sequence, name=self.prefix + sequence.name),
+                self.store.frames,
+                sensor_of(sequence.name, self.data),
+                self.data,
+            )
+            for sequence in side
+        ]
+
+
+def _open(part: PartData, progress: Progress | None) -> _Opened:
+    try:
+        tables = read_labels(part.data)  # first: what is wrong with them is told before hours of decoding
+        store = open_store(part.data, progress)
+        train, held_out = split(_long_enough(labelled(store, tables), part.data), part.data)
+    except DataError as error:
+        raise DataError(f"{part.prefix.rstrip('/')}: {error}" if part.prefix else str(error)) from error
+    return _Opened(*part, store, train, held_out)
 
 
 def frame_span(data: DataConfig) -> int:
@@ -124,116 +196,32 @@ def clip_starts(length: int, data: DataConfig) -> NDArray[np.int64]:
     return np.arange(0, length - frame_span(data) + 1, data.clip_step, dtype=np.int64)
 
 
-def split(sequences: list[Sequence], data: DataConfig) -> tuple[list[Sequence], list[Sequence]]:
-    """(training, held-out) runs; whole groups go to one side. Depends on names and seed, not on the order of files.
-
-    Raises:
-        DataError: there is only one group, or `data.group_pattern` does not match a name.
-    """
-    groups = sorted({_group(sequence.name, data.group_pattern) for sequence in sequences})
-    if len(groups) < 2:
-        if data.group_pattern is None:
-            fault, remedy = f"there is only one sequence, {groups[0]!r}", "record more sequences"
-        else:
-            fault = f"data.group_pattern = {data.group_pattern!r} puts all sequences into one group, {groups[0]!r}"
-            remedy = "use another data.group_pattern, or record more"
-        raise DataError(f"{fault}; at least two are needed, one to train on and one to hold out: {remedy}.")
-    order = np.random.default_rng(data.split_seed).permutation(len(groups))
-    num_held_out = min(max(round(data.eval_fraction * len(groups)), 1), len(groups) - 1)
-    held_out_groups = {groups[index] for index in order[:num_held_out]}
-    sides: tuple[list[Sequence], list[Sequence]] = ([], [])
-    for sequence in sequences:
-        sides[_group(sequence.name, data.group_pattern) in held_out_groups].append(sequence)
-    return sides
-
-
-def _group(name: str, pattern: str | None) -> str:
-    if pattern is None:
-        return name
-    match = re.search(pattern, name)
-    if match is None:
-        raise DataError(
-            f"data.group_pattern = {pattern!r} does not match the sequence {name!r}, so its group is unknown; "
-            "the pattern must match every sequence's name."
-        )
-    return (match.group(1) if match.re.groups else None) or match.group()
-
-
-def _long_enough(store: FrameStore, data: DataConfig) -> list[Sequence]:
+def _long_enough(sequences: list[Sequence], data: DataConfig) -> list[Sequence]:
     span = frame_span(data)
-    usable = [sequence for sequence in store.sequences if sequence.length >= span]
+    usable = [sequence for sequence in sequences if sequence.length >= span]
     if not usable:
-        longest = max(store.sequences, key=lambda sequence: sequence.length)
+        longest = max(sequences, key=lambda sequence: sequence.length)
         raise DataError(
             f"a clip spans {span} frames (3 * data.frame_stride + 1), but the longest sequence, {longest.name!r}, has "
             f"{longest.length} without a gap; use a smaller data.frame_stride (now {data.frame_stride}) or longer "
             "sequences."
         )
-    if len(usable) < len(store.sequences):
+    if len(usable) < len(sequences):
         log.warning(
             "%d of %d sequences are shorter than the %d frames of a clip and are left out",
-            len(store.sequences) - len(usable),
-            len(store.sequences),
+            len(sequences) - len(usable),
+            len(sequences),
             span,
         )
     return usable
 
 
-def _cut(store: FrameStore, sequences: list[Sequence], data: DataConfig, at_most: int | None = None) -> ClipSet:
-    """All clips of the sequences, or `at_most` of them that lie evenly among all."""
-    starts = [clip_starts(sequence.length, data) for sequence in sequences]
-    run, start = np.repeat(np.arange(len(sequences)), [len(s) for s in starts]), np.concatenate(starts)
-    if at_most is not None and at_most < len(start):
-        kept = ((np.arange(at_most) + 0.5) * (len(start) / at_most)).astype(np.int64)
+def _cut(parts: list[list[Run]], sensors: tuple[str, ...], at_most: int | None = None) -> ClipSet:
+    """All clips of the runs of all parts, or `at_most` of them that lie evenly among all."""
+    runs = [run for part in parts for run in part]
+    starts = [clip_starts(run.sequence.length, run.data) for run in runs]
+    run, start = np.repeat(np.arange(len(runs)), [len(s) for s in starts]), np.concatenate(starts)
+    if at_most is not None:
+        kept = evenly_spread(len(start), at_most)
         run, start = run[kept], start[kept]
-    return ClipSet(store, sequences, run, start, data.frame_stride)
-
-
-Statistics = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-
-
-def _statistics(store: FrameStore, sequences: list[Sequence]) -> Statistics:
-    """(mean [3], std [3], mean frame [H, W, 3]) of the sequences' frames on the 0-1 scale, kept beside the frames."""
-    spans = [(sequence.first, sequence.length) for sequence in sequences]
-    key = hashlib.sha256(json.dumps(spans).encode()).hexdigest()[:16]
-    path = store.folder / f"statistics-{key}.npy"
-    shape = (*store.frames.shape[1:], 2)  # mean and mean square of every pixel and channel
-    moments = _read_moments(path, shape)
-    if moments is None:
-        moments = _moments(store.frames, spans)
-        _write_moments(path, moments)
-    mean_frame, square_frame = moments[..., 0], moments[..., 1]
-    mean = mean_frame.mean(axis=(0, 1))
-    std = np.sqrt(np.maximum(square_frame.mean(axis=(0, 1)) - mean**2, 0))
-    return mean.astype(np.float32), np.maximum(std, STD_FLOOR).astype(np.float32), mean_frame.astype(np.float32)
-
-
-def _moments(frames: NDArray[np.uint8], spans: list[tuple[int, int]]) -> NDArray[np.float64]:
-    """Mean and mean square over frames, [H, W, 3, 2] on the 0-1 scale; integer sums, so exact in any order."""
-    total = np.zeros(frames.shape[1:], np.uint64)
-    squares = np.zeros(frames.shape[1:], np.uint64)
-    for first, length in spans:
-        for begin in range(first, first + length, STATISTICS_FRAMES):
-            chunk = frames[begin : min(begin + STATISTICS_FRAMES, first + length)].astype(np.uint32)
-            total += chunk.sum(axis=0, dtype=np.uint64)
-            squares += (chunk * chunk).sum(axis=0, dtype=np.uint64)
-    count = sum(length for _, length in spans)
-    return np.stack([total / (255.0 * count), squares / (255.0**2 * count)], axis=-1)
-
-
-def _read_moments(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
-    try:
-        moments: NDArray[np.float64] = np.load(path)
-    except (OSError, ValueError, EOFError):
-        return None
-    return moments if moments.shape == shape and moments.dtype == np.float64 else None
-
-
-def _write_moments(path: Path, moments: NDArray[np.float64]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as file:
-            np.save(file, moments)
-        scratch.replace(path)
-    except OSError as error:  # a read-only store still serves; it is only slower
-        log.warning("%s cannot be kept, so every trial computes it again: %s", path, error)
+    return ClipSet(runs, run, start, sensors)

@@ -72,7 +72,8 @@ class SourceConfig(Config):
                 "set source to 'frames' (folders of images) or 'videos', or leave root out"
             )
         if self.source not in ("synthetic", "mixture") and self.root is None:
-            raise ValueError(f"source = {self.source!r} needs root, the folder that holds the {self.source}")
+            what = self.source if self.source in ("frames", "videos") else "data set"
+            raise ValueError(f"source = {self.source!r} needs root, the folder that holds the {what}")
         return self
 
 
@@ -82,7 +83,20 @@ class PartConfig(SourceConfig):
     name: str | None = None
     """Begins the names of its sequences; the source's kind (and a number where two are alike) if absent."""
     weight: Positive | None = None
-    """Its share of the clips of an epoch, relative to the other parts'; its number of training clips if absent."""
+    """Its share of the clips of an epoch, relative to the other parts'; without weights every clip counts alike."""
+
+    @field_validator("name")
+    @classmethod
+    def _begins_names(cls, name: str | None) -> str | None:
+        if name is not None and re.fullmatch(r"[\w.+-]+", name) is None:
+            raise ValueError(f"{name!r} begins the names of sequences; use letters, digits and any of _ . + -")
+        return name
+
+    @model_validator(mode="after")
+    def _no_mixture(self) -> Self:
+        if self.source == "mixture":
+            raise ValueError("source = 'mixture' within a mixture; list the sources in one data.parts")
+        return self
 
 
 class DataConfig(SourceConfig):
@@ -93,7 +107,8 @@ class DataConfig(SourceConfig):
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 48
     """Side in pixels, or [height, width]; frames are resized to it once, when the store is built."""
     clips_per_epoch: PositiveInt | None = None
-    """Clips drawn (without replacement) for each epoch; all training clips if absent."""
+    """Clips drawn for each epoch, without replacement (of a weighted part all, before any comes again); as many as
+    there are training clips if absent."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the sequences (or groups) held out for evaluation."""
     eval_clips: PositiveInt = 128
@@ -106,6 +121,43 @@ class DataConfig(SourceConfig):
     """Chance of an up-down flip, alike for the 4 frames of a clip."""
     store_dir: Path | None = None
     """Where decoded frames are kept; the user's cache folder if absent."""
+
+    @model_validator(mode="after")
+    def _mixture_has_parts(self) -> Self:
+        if self.source != "mixture":
+            if self.parts:
+                raise ValueError(f"parts are given, but source = {self.source!r}; set source to 'mixture'")
+            return self
+        if not self.parts:
+            raise ValueError("source = 'mixture' needs parts, the list of its sources (at least one)")
+        fields = {name: info.default for name, info in SourceConfig.model_fields.items() if name != "source"}
+        given = [name for name, default in fields.items() if getattr(self, name) != default]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} given beside source = 'mixture', which has no frames of its own; "
+                "put it into those of the parts that it is for"
+            )
+        weights = [part.weight for part in self.parts]
+        if None in weights and any(weights):
+            raise ValueError(
+                f"weights of the parts are {weights}; give each part a weight, or none: without them every clip counts "
+                "alike"
+            )
+        names = self.part_names
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two parts have the name {twice!r}; give each a name of its own")
+        return self
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Of each part its name, else its kind: `frames`, `frames_2`, ..."""
+        kinds = [part.source for part in self.parts]
+        numbers = [kinds[: place + 1].count(kind) for place, kind in enumerate(kinds)]
+        return tuple(
+            part.name or (part.source if number == 1 else f"{part.source}_{number}")
+            for part, number in zip(self.parts, numbers, strict=True)
+        )
 
     @property
     def height_width(self) -> tuple[int, int]:

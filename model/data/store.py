@@ -1,8 +1,11 @@
 """One uint8 store of decoded frames per (source, image size), shared by all trials and processes of a machine.
 
 Frames are decoded and resized once, into `frames.npy`, which every process maps read-only: the page cache holds one
-copy, however many trials run. A store is built in a scratch folder under a file lock and renamed into place, so a store
-that opens is whole.
+copy, however many trials run, and drops what does not fit into memory. A store is built in a scratch folder under a
+file lock and renamed into place when it is on the disk, so a store that opens is whole. What a killed build leaves in
+the scratch folder is checked and kept by the next one; a damaged store becomes such a scratch folder again.
+
+Opening checks sizes, structure and the text of every record; `verify` also reads every frame.
 """
 
 from __future__ import annotations
@@ -12,51 +15,29 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
 
 import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from model.data.base import Fault, HeightWidth, Source
+from model.data.building import FRAMES, RECORDS, Progress, build
 from model.data.config import DataConfig
-from model.data.sources import Fault, Frame, HeightWidth, Source, open_source
+from model.data.framefile import damaged, open_frames
+from model.data.records import Record, Sequence, read_records
+from model.data.sources import open_source
 from model.errors import DataError
-from model.sinks import write_json
 
-STORE_VERSION = 1  # raise it whenever equal files would give other frames or another meta.json
-MAX_FAULTY = 0.05  # share of unreadable images or videos above which a data set is refused
-NAMED_FAULTS = 5  # how many of them a message names
+STORE_VERSION = 2  # raise it whenever equal files would give other frames or another format
 STORE_VARIABLE = "TACTILE_SWEEP_STORE"  # environment variable: where stores go unless data.store_dir says so
-
-Progress = Callable[[int, int], None]  # (sequences done, sequences in all)
+BUILDING = ".building"  # ends the name of the scratch folder
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """A run of frames without a gap. A sequence with missing frames is several runs of one name.
-
-    Attributes:
-        name: of the sequence that the run is part of.
-        start: position of the run's first frame in that sequence (0 for a whole one).
-        first: row of that frame in the store.
-        length: frames.
-        labels: label name -> one value, or a list with a value per frame of the run.
-    """
-
-    name: str
-    start: int
-    first: int
-    length: int
-    labels: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,30 +50,37 @@ class FrameStore:
     skipped: list[Fault]
 
 
+class StoreDamage(Exception):
+    """A store's folder does not hold a whole store: why."""
+
+
 def open_store(data: DataConfig, progress: Progress | None = None) -> FrameStore:
-    """The store of a config's frames; built first if it is not there, or is damaged.
+    """The store of a config's frames; built first if it is not there, mended if it is damaged.
 
     Args:
         data: source, root, image size and synthetic parameters name the store.
-        progress: called with (sequences done, sequences in all) while the store is built.
+        progress: called with (frames done, frames in all as far as is known) while the store is built.
 
     Raises:
         DataError: no frames, more than 5 % of the files unreadable, or the store cannot be written.
     """
-    source = open_source(data)
-    folder = store_root(data) / f"{source.kind}-{_key(source, data.height_width)}"
-    found = _opened(folder, data.height_width)
-    if found is not None:
-        return found
+    source, size = open_source(data), data.height_width
+    folder = store_root(data) / f"{source.kind}-{_key(source, size)}"
+    with suppress(StoreDamage):
+        return _opened(folder, source, size)
     with _writable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f".{folder.name}.lock")):
-            found = _opened(folder, data.height_width)  # another process may have built it meanwhile
-            if found is None:
-                _build(source, data.height_width, folder, progress)
-                found = _opened(folder, data.height_width)
-    assert found is not None, f"{folder} does not open right after it was built"
-    return found
+        with _locked(folder):
+            try:
+                return _opened(folder, source, size)  # another process may have built it meanwhile
+            except StoreDamage as damage:
+                if folder.exists():
+                    log.warning("the frame store %s is damaged (%s); what is damaged is decoded again", folder, damage)
+                    _unfinish(folder)
+            log.info("decoding %d sequences into %s", len(source.sequences), folder)
+            build(source, size, _scratch(folder), progress)
+            _scratch(folder).rename(folder)
+            return _opened(folder, source, size)
 
 
 def store_root(data: DataConfig) -> Path:
@@ -103,164 +91,82 @@ def store_root(data: DataConfig) -> Path:
     return Path(given).expanduser().absolute() if given else platformdirs.user_cache_path("tactile-sweep") / "frames"
 
 
+def verify(folder: Path) -> list[str]:
+    """Names of the sequences of a finished store whose frames are not as they were decoded; reads all of it.
+
+    Raises:
+        StoreDamage: the store does not even open.
+    """
+    records, _ = read_store(folder)
+    name_of = {record.rows: record.name for record in records}
+    try:
+        return [name_of[rows] for rows in damaged(folder / FRAMES, list(name_of))]
+    except OSError as error:  # a bad sector
+        raise StoreDamage(f"{FRAMES} cannot be read: {error}") from error
+
+
+def repair(folder: Path) -> None:
+    """Hand a store back to be built: who opens it next decodes again what is damaged, and keeps the rest.
+
+    Raises:
+        DataError: the folder cannot be renamed.
+    """
+    with _writable(folder), _locked(folder):
+        _unfinish(folder)
+
+
+def read_store(folder: Path) -> tuple[list[Record], NDArray[np.uint8]]:
+    """Records and frames of a finished store. Raises StoreDamage where they are not there or do not fit together."""
+    try:
+        lines = read_records(folder / RECORDS)
+        frames = open_frames(folder / FRAMES)
+    except (OSError, ValueError) as error:
+        raise StoreDamage(str(error)) from error
+    if None in lines:
+        raise StoreDamage(f"line {lines.index(None) + 1} of {RECORDS} is not as it was written")
+    # of two lines with one number the later holds: the rows of a sequence had moved
+    numbered = {record.number: record for record in lines if record is not None}
+    records = [numbered[number] for number in sorted(numbered)]
+    firsts, ends = [record.rows.first for record in records], [record.rows.end for record in records]
+    if [*firsts, len(frames)] != [0, *ends]:
+        raise StoreDamage(f"the frames that {RECORDS} lists are not the {len(frames)} of {FRAMES}")
+    return records, frames
+
+
+def _opened(folder: Path, source: Source, size: HeightWidth) -> FrameStore:
+    """The store in `folder`. Raises StoreDamage where there is none that can be used."""
+    records, frames = read_store(folder)
+    if [record.name for record in records] != source.sequences or frames.shape[1:] != (*size, 3):
+        raise StoreDamage("it holds other sequences or another image size than its name says")
+    runs = [run for record in records for run in record.runs]
+    return FrameStore(folder, frames, runs, [fault for record in records for fault in record.skipped])
+
+
+def _unfinish(folder: Path) -> None:
+    """Make a store a scratch folder, from which `build` goes on."""
+    scratch = _scratch(folder)
+    if scratch.exists():  # a copy that someone made: the store itself is the better one to go on from
+        shutil.rmtree(scratch)
+    folder.rename(scratch)
+
+
+def _scratch(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}{BUILDING}")
+
+
 def _key(source: Source, size: HeightWidth) -> str:
     content = json.dumps([STORE_VERSION, source.kind, size, source.identity()], sort_keys=True)
     return f"{size[0]}x{size[1]}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-# --- opening -------------------------------------------------------------------------------------------------------
-
-
-def _opened(folder: Path, size: HeightWidth) -> FrameStore | None:
-    """The store in `folder`, or None where there is none that can be used."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        frames = np.load(folder / "frames.npy", mmap_mode="r")
-        store = FrameStore(
-            folder,
-            frames.view(np.ndarray),  # indexing the memmap class itself is several times slower
-            [Sequence(**sequence) for sequence in meta["sequences"]],
-            [Fault(**fault) for fault in meta["skipped"]],
-        )
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-    firsts = [sequence.first for sequence in store.sequences]
-    ends = [sequence.first + sequence.length for sequence in store.sequences]
-    whole = [*firsts, len(frames)] == [0, *ends]
-    return store if whole and frames.dtype == np.uint8 and frames.shape[1:] == (*size, 3) else None
-
-
-# --- building ------------------------------------------------------------------------------------------------------
-
-
-def _build(source: Source, size: HeightWidth, folder: Path, progress: Progress | None) -> None:
-    """Decode all frames into a scratch folder beside `folder`, then rename it. The caller holds the lock."""
-    scratch = folder.with_name(f".{folder.name}.building")
-    _remove(scratch)  # left by a build that was killed
-    scratch.mkdir()
-    try:
-        if folder.exists():
-            log.warning("the frame store %s is damaged; it is built again", folder)
-        log.info("decoding %d sequences into %s", len(source.sequences), folder)
-        with FrameWriter(scratch / "frames.npy", size) as writer, ThreadPoolExecutor(_num_threads()) as pool:
-            sequences, skipped = _decode(source, size, pool, writer, progress)
-        _check_faults(source, skipped)
-        meta = {
-            "version": STORE_VERSION,
-            "source": source.kind,
-            "sequences": [asdict(sequence) for sequence in sequences],
-            "skipped": [asdict(fault) for fault in skipped],
-        }
-        write_json(scratch / "meta.json", meta)
-        _remove(folder)  # one that did not open
-        scratch.rename(folder)
-    finally:
-        _remove(scratch)
-    if skipped:
-        log.warning("%s", _faults_text(source, skipped))
-
-
-def _decode(
-    source: Source, size: HeightWidth, pool: ThreadPoolExecutor, writer: FrameWriter, progress: Progress | None
-) -> tuple[list[Sequence], list[Fault]]:
-    sequences: list[Sequence] = []
-    skipped: list[Fault] = []
-    for number, name in enumerate(source.sequences):
-        labels = source.labels(number)
-        start = expected = 0  # the run that is being written: positions [start, expected)
-        for position, frame in source.read(number, size, pool):
-            if isinstance(frame, Fault):
-                skipped.append(frame)
-                continue
-            if position != expected:
-                sequences += _run(name, start, expected, writer, labels)
-                start = position
-            writer.append(frame)
-            expected = position + 1
-        sequences += _run(name, start, expected, writer, labels)
-        if progress is not None:
-            progress(number + 1, len(source.sequences))
-    return sequences, skipped
-
-
-def _run(name: str, start: int, end: int, writer: FrameWriter, labels: dict[str, Any]) -> Iterable[Sequence]:
-    """The run of positions [start, end), whose frames were written last; nothing if it is empty."""
-    if start == end:
-        return []
-    cut = {key: value[start:end] if isinstance(value, list) else value for key, value in labels.items()}
-    return [Sequence(name, start, writer.count - (end - start), end - start, cut)]
-
-
-class FrameWriter:
-    """Writes frames one after another into a .npy file whose length is known only at the end.
-
-    Plain writes rather than a writable memory map: on a full disk they raise OSError, where the map would kill the
-    process with SIGBUS.
-    """
-
-    def __init__(self, path: Path, size: HeightWidth) -> None:
-        self.count = 0
-        self._size = size
-        self._file: IO[bytes] = path.open("wb")
-        self._write_header()
-        self._data_start = self._file.tell()
-
-    def append(self, frame: Frame) -> None:
-        """Write one frame, uint8 [H, W, 3]."""
-        assert frame.shape == (*self._size, 3), frame.shape
-        assert frame.dtype == np.uint8, frame.dtype
-        self._file.write(np.ascontiguousarray(frame).data)
-        self.count += 1
-
-    def _write_header(self) -> None:
-        shape = (self.count, *self._size, 3)
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        try:
-            if error is None:
-                self._file.seek(0)
-                self._write_header()
-                # numpy leaves room in the header for a first axis of 21 digits, for exactly this use
-                assert self._file.tell() == self._data_start, "the .npy header has changed its length"
-        finally:
-            self._file.close()
-
-
-def _check_faults(source: Source, skipped: list[Fault]) -> None:
-    if len(skipped) > MAX_FAULTY * source.num_units:
-        raise DataError(
-            f"{_faults_text(source, skipped)} At most {MAX_FAULTY:.0%} may be unreadable; copy them again from where "
-            "they were recorded, or remove them."
-        )
-
-
-def _faults_text(source: Source, skipped: list[Fault]) -> str:
-    named = "; ".join(f"{fault.file}: {fault.reason}" for fault in skipped[:NAMED_FAULTS])
-    more = f"; and {len(skipped) - NAMED_FAULTS} more" if len(skipped) > NAMED_FAULTS else ""
-    return f"{len(skipped)} of {source.num_units} {source.unit} cannot be read ({named}{more})."
-
-
-def _num_threads() -> int:
-    return min(8, os.cpu_count() or 1)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path)
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time builds a store; the operating system frees the lock of one that is killed."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("another process builds the frame store; waiting for it (%s)", path)
+        log.info("another process builds the frame store; waiting for it (%s)", lock.lock_file)
         lock.acquire()
     try:
         yield
@@ -276,5 +182,6 @@ def _writable(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"the frame store {folder} cannot be written: {error}. It needs room and a folder that you may write to: "
-            f"set data.store_dir (or the environment variable {STORE_VARIABLE}) to one."
+            f"set data.store_dir (or the environment variable {STORE_VARIABLE}) to one, or make room; what was decoded "
+            "so far is kept for the next try."
         ) from error

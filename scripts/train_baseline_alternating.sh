@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Train the alternating baseline: updates are static or dynamic, in turn.
+#   scripts/train_baseline_alternating.sh [--out DIR] [--set KEY=VALUE ...] [--resume CHECKPOINT]
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+prepare_env ""
+exec python -m model.train "$root/model/recipes/baseline_alternating.yaml" "$@"

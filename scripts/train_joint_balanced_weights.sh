@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Train the joint recipe with balanced weights (alpha 0.75, beta 0.25).
+#   scripts/train_joint_balanced_weights.sh [--out DIR] [--set KEY=VALUE ...] [--resume CHECKPOINT]
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+prepare_env ""
+exec python -m model.train "$root/model/recipes/joint_balanced_weights.yaml" "$@"
