@@ -13,7 +13,7 @@ import os
 import pickle
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import IntEnum
@@ -33,7 +33,6 @@ NO_LIMIT = timedelta(days=365)  # of the wait for a call; a process that dies cl
 class Call(IntEnum):
     """What the leading process calls the others to."""
 
-    END = 0
     UPDATE = 1
     """Make one gradient update."""
     TRAINER = 2
@@ -64,10 +63,13 @@ class World:
         if self.size > 1:
             dist.broadcast(torch.tensor([call]), src=0, group=self.calls)
 
-    def called(self) -> Call:
-        """Of another process: wait for a call. Raises RuntimeError where the leading process has died."""
+    def called(self) -> Call | None:
+        """Of another process: wait for a call; None where the leading process is gone: the run has ended."""
         call = torch.empty(1, dtype=torch.int64)
-        dist.broadcast(call, src=0, group=self.calls)
+        try:
+            dist.broadcast(call, src=0, group=self.calls)
+        except RuntimeError:  # of gloo: the connection was closed
+            return None
         return Call(int(call))
 
     def send(self, content: Any) -> None:
@@ -171,8 +173,6 @@ def joined(device_type: str, environment: Mapping[str, str] | None = None) -> It
 def member(device_type: str, rank: int = -1, size: int = -1, store: dist.Store | None = None) -> Iterator[World]:
     """A process of the group: nccl on GPUs, each process on its current one, and gloo on CPUs.
 
-    When the leading process leaves, in whatever way, it calls the others to an end.
-
     Args:
         rank, size, store: where the processes meet; as the environment says if absent.
 
@@ -185,13 +185,7 @@ def member(device_type: str, rank: int = -1, size: int = -1, store: dist.Store |
     try:
         calls = dist.new_group(backend="gloo", timeout=NO_LIMIT)
         assert isinstance(calls, dist.ProcessGroup)  # it is not where this process is left out of the group
-        world = World(dist.get_rank(), dist.get_world_size(), calls)
-        try:
-            yield world
-        finally:
-            if world.leads:
-                with suppress(RuntimeError):  # one that has died needs no call
-                    world.call(Call.END)
+        yield World(dist.get_rank(), dist.get_world_size(), calls)
     finally:
         dist.destroy_process_group()
 

@@ -28,6 +28,14 @@ EVAL_BATCH = 64  # not the trial's batch size: float sums must not depend on it
 Load = Callable[[Tensor], Batch]
 
 
+def protocol_masks(num_clips: int, num_patches: int) -> tuple[int, Tensor, Tensor]:
+    """The masks of the protocol: visible patches of a frame, static and dynamic order [num_clips, num_patches]."""
+    num_masked = min(max(round_to_patches(EVAL_MASK_RATIO, num_patches), 1), num_patches - 1)
+    generator = torch.Generator().manual_seed(EVAL_SEED)
+    static, dynamic = (random_order(num_clips, num_patches, generator) for _ in ("static", "dynamic"))
+    return num_patches - num_masked, static, dynamic
+
+
 class Evaluator:
     """Evaluates models on `clips` under the fixed protocol.
 
@@ -38,12 +46,8 @@ class Evaluator:
     """
 
     def __init__(self, config: TrainConfig, clips: ClipSet, load: Load, mean_patches: Tensor) -> None:
-        self._num_patches = config.num_patches
         self._norm_pix = config.norm_pix_loss
-        masked = min(max(round_to_patches(EVAL_MASK_RATIO, self._num_patches), 1), self._num_patches - 1)
-        self._num_visible = self._num_patches - masked
-        generator = torch.Generator().manual_seed(EVAL_SEED)
-        orders = [random_order(len(clips), self._num_patches, generator) for _ in ("static", "dynamic")]
+        self._num_visible, *orders = protocol_masks(len(clips), config.num_patches)
         self._static_order, self._dynamic_order = (order.to(mean_patches.device) for order in orders)
         self._mean_frame_mse, self._copy_frame_mse = self._baselines(load, mean_patches)
 

@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from model.config import TrainConfig, round_to_patches
+from model.config import TrainConfig
 from model.data.clips import Clips
 from model.data.config import TUBE_FRAMES
 from model.data.spread import evenly_spread
-from model.evaluate import EVAL_MASK_RATIO, EVAL_SEED, Load
+from model.evaluate import Load, protocol_masks
 from model.features import frozen
 from model.losses import in_order, patch_statistics, unpatchify
 from model.mae import JointTactileMAE
-from model.masks import random_order
 
 Frames = NDArray[np.uint8]  # [K, H, W, 3]
 Picture = NDArray[np.uint8]  # [rows, columns, 3]
@@ -75,12 +74,8 @@ def reconstructions(
     assert config.pictures > 0, "no picture is wanted"
     numbers = evenly_spread(len(clips.held_out), config.pictures)
     patches, sensors = load_held_out(torch.from_numpy(numbers))
-    num_masked = min(max(round_to_patches(EVAL_MASK_RATIO, config.num_patches), 1), config.num_patches - 1)
-    num_visible = config.num_patches - num_masked
-    generator = torch.Generator().manual_seed(EVAL_SEED)
-    static_order, dynamic_order = (
-        random_order(len(clips.held_out), config.num_patches, generator)[numbers].to(patches.device) for _ in range(2)
-    )
+    num_visible, *orders = protocol_masks(len(clips.held_out), config.num_patches)
+    static_order, dynamic_order = (order[numbers].to(patches.device) for order in orders)
     shown = _Shown(config, mean, std)
     with frozen(model):
         made = model.predict(
@@ -97,7 +92,7 @@ def reconstructions(
         restored = _pasted(made.static, patches[:, :, 0], hidden, config.norm_pix_loss)
         columns = {"input": first, "masked": shown.masked(first, hidden), "restored": shown(restored)}
         groups.append(Group("frame 1, static", columns))
-    caption = [f"{num_masked} of {config.num_patches} patches masked, as in eval/..."]
+    caption = [f"{config.num_patches - num_visible} of {config.num_patches} patches masked, as in eval/..."]
     if made.recon is not None and made.pred is not None:
         hidden = dynamic_order[:, num_visible:]
         frame_2 = made.recon.unflatten(2, (TUBE_FRAMES, -1))[:, :, 1]

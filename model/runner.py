@@ -40,8 +40,8 @@ def run(config: TrainConfig, out: Path, resume: Path | None, console: Console) -
     with joined(pick_device(config).type) as world:
         trainer = _trainer(config, resume, world, console)
         if not world.leads:
-            for _ in trainer.train():
-                pass
+            with StopRequest():  # torchrun signals all its processes; the leading one decides
+                trainer.follow()
             return
         _make_folder(out)
         sink = CsvSink(out, keep_batches=trainer.reported, keep_epochs=trainer.epoch)
@@ -54,7 +54,7 @@ def run(config: TrainConfig, out: Path, resume: Path | None, console: Console) -
         if trainer.loaded is not None:
             console.print(trainer.loaded)
         try:
-            _train(trainer, out, sink, console, stoppable=world.size == 1)
+            _train(trainer, out, sink, console)
             if config.pictures:
                 sink.picture("reconstruction", trainer.picture())
         finally:
@@ -82,9 +82,9 @@ def _trainer(config: TrainConfig, resume: Path | None, world: World, console: Co
     return trainer
 
 
-def _train(trainer: Trainer, out: Path, sink: CsvSink, console: Console, stoppable: bool) -> None:
+def _train(trainer: Trainer, out: Path, sink: CsvSink, console: Console) -> None:
     saved_at = time.monotonic()
-    with StopRequest(stoppable) as stop, bar(console, "updates") as shown:
+    with StopRequest() as stop, bar(console, "updates") as shown:
         task = shown.add_task("", total=trainer.config.epochs * trainer.plan.updates, completed=trainer.update)
         try:
             for event in trainer.train():

@@ -11,20 +11,16 @@ from typing import Self
 class StopRequest:
     """A context manager that catches SIGINT and SIGTERM (Slurm and Kubernetes send that one) in the main thread.
 
-    Args:
-        active: False leaves the signals to whoever handled them before.
-
     Attributes:
         asked: whether one came.
     """
 
-    def __init__(self, active: bool = True) -> None:
+    def __init__(self) -> None:
         self.asked = False
-        self._active = active
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        if self._active and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self

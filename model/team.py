@@ -1,7 +1,7 @@
 """The processes of a trial with several GPUs, all on one machine: this process leads, helpers train with it.
 
-    with Team(config, size=2) as team, team.explaining():
-        for event in team.trainer(load_clips(config.data)).train():
+    with Team(2, pick_device(config).type) as team, team.explaining():
+        for event in team.trainer(config, load_clips(config.data)).train():
             print(event.values)
 
 Helpers are fresh interpreters (CUDA does not survive a fork). They end with the team, and at once when this process
@@ -30,12 +30,12 @@ import torch.distributed as dist
 from model.checkpoint import CheckpointError
 from model.config import TrainConfig
 from model.data.clips import Clips, load_clips
-from model.device import pick_device
 from model.distributed import ALONE, Call, World, member, stay_on_loopback
 from model.trainer import Trainer
 
 GRACE_S = 30.0  # until a process that waits for a dead one, or that should have ended, is ended
 NOTICE_S = 10.0  # a connection breaks before its process has ended: so long an error is taken for the sign of a death
+MOMENT_S = 1.0  # and in this time the end of the pipe has been seen
 PACKAGES = Path(__file__).resolve().parents[1]  # where a helper finds this package
 
 
@@ -44,19 +44,21 @@ class TeamError(RuntimeError):
 
 
 class Team:
-    """`size` processes that train a config together; one process needs no helpers.
+    """`size` processes that train models together, one after the other; one process needs no helpers.
+
+    Args:
+        device_type: of what they will train on, cpu or cuda. Of the GPUs that this process sees, each process takes
+            the one of its rank.
 
     Attributes:
         world: this process, the leading one, among them.
 
     Raises:
-        ConfigError: batch_size cannot be divided among the processes, or the device trains in one process only.
+        ConfigError: several processes cannot train on this kind of device.
         TeamError: a helper died before it was of any use.
     """
 
-    def __init__(self, config: TrainConfig, size: int) -> None:
-        config.batch_share(size)
-        self._config = config
+    def __init__(self, size: int, device_type: str) -> None:
         self._helpers: list[subprocess.Popen[bytes]] = []
         self._logs: list[Path] = []
         self._closed = threading.Event()
@@ -64,7 +66,7 @@ class Team:
         self.world = ALONE
         if size > 1:
             try:
-                self.world = self._gathered(size)
+                self.world = self._gathered(size, device_type)
             except BaseException:
                 self.close()
                 raise
@@ -75,15 +77,17 @@ class Team:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
-    def trainer(self, clips: Clips, state: dict[str, Any] | None = None) -> Trainer:
+    def trainer(self, config: TrainConfig, clips: Clips, state: dict[str, Any] | None = None) -> Trainer:
         """A trainer that the helpers follow, instead of any before it; goes on from `state` if given.
 
         Raises:
+            ConfigError: the config does not fit the data, or its batch_size the team.
             CheckpointError: the state does not fit; the team is as good as before.
         """
+        config.batch_share(self.world.size)  # before the helpers, whom an error would end
         self.world.call(Call.TRAINER)
-        self.world.send(state)
-        trainer = Trainer(self._config, clips, self.world)
+        self.world.send((config.model_dump(mode="json"), state))
+        trainer = Trainer(config, clips, self.world, fresh=state is None)
         if state is not None:
             trainer.load_state_dict(state)
         return trainer
@@ -104,14 +108,13 @@ class Team:
         self._stack.close()
         self._closed.set()
 
-    def _gathered(self, size: int) -> World:
-        device = pick_device(self._config).type
+    def _gathered(self, size: int, device_type: str) -> World:
         folder = Path(tempfile.mkdtemp(prefix="tactile-team-"))
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        self._stack.callback(self._end_helpers)
         stay_on_loopback()
         for rank in range(1, size):
-            self._start(rank, size, folder)
-        self._stack.callback(self._end_helpers)
+            self._start(rank, size, device_type, folder)
         store = dist.FileStore(str(folder / "store"), size)  # a file: no port that others could reach
         for rank in range(1, size):
             while not store.check([_started(rank)]):
@@ -120,9 +123,9 @@ class Team:
                 time.sleep(0.02)
         for rank, helper in enumerate(self._helpers, 1):
             threading.Thread(target=self._watch, args=(rank, helper), daemon=True).start()
-        return self._stack.enter_context(member(device, 0, size, store))
+        return self._stack.enter_context(member(device_type, 0, size, store))
 
-    def _start(self, rank: int, size: int, folder: Path) -> None:
+    def _start(self, rank: int, size: int, device_type: str, folder: Path) -> None:
         log = folder / f"{rank}.log"
         found = os.environ.get("PYTHONPATH")
         with log.open("wb") as output:
@@ -139,9 +142,9 @@ class Team:
         task = {
             "rank": rank,
             "size": size,
+            "device_type": device_type,
             "folder": str(folder),
             "threads": torch.get_num_threads(),
-            "config": self._config.model_dump(mode="json"),
         }
         assert helper.stdin is not None
         with suppress(BrokenPipeError):  # it died already, which is noticed soon
@@ -162,6 +165,8 @@ class Team:
 
     def _deaths(self, wait_s: float = 0.0) -> str:
         """Which helpers have died and of what, within so many seconds; empty if none."""
+        if not self._helpers or self._closed.is_set():
+            return ""
         until = time.monotonic() + wait_s
         while all(helper.poll() is None for helper in self._helpers) and time.monotonic() < until:
             time.sleep(0.05)
@@ -186,24 +191,28 @@ class Team:
 def main() -> None:
     """A helper: follows the leading process until that ends the team."""
     task = json.loads(sys.stdin.readline())
-    rank, folder = task["rank"], Path(task["folder"])
-    threading.Thread(target=_end_with_leader, args=(folder,), daemon=True).start()
+    rank, device_type, folder = task["rank"], task["device_type"], Path(task["folder"])
+    ending = threading.Thread(target=_end_with_leader, args=(folder,), daemon=True)
+    ending.start()
     torch.set_num_threads(task["threads"])
-    config = TrainConfig.model_validate(task["config"])
-    device = pick_device(config).type
-    if device == "cuda":
+    if device_type == "cuda":
         torch.cuda.set_device(rank)  # of those that the trial sees
     store = dist.FileStore(str(folder / "store"), task["size"])
     store.set(_started(rank), "")
-    with member(device, rank, task["size"], store) as world:
-        _follow(config, world)
+    try:
+        with member(device_type, rank, task["size"], store) as world:
+            _follow(world)
+    finally:
+        ending.join(MOMENT_S)  # an error may be the first sign that the leading process is dead
 
 
-def _follow(config: TrainConfig, world: World) -> None:
+def _follow(world: World) -> None:
     call = world.called()
     while call is Call.TRAINER:
-        state = world.receive()
-        trainer = Trainer(config, load_clips(config.data), world)
+        content, state = world.receive()
+        config = TrainConfig.model_validate(content)
+        # pretrained weights come from the leading process, as all of a model does when it is wrapped
+        trainer = Trainer(config, load_clips(config.data), world, fresh=False)
         if state is not None:
             with suppress(CheckpointError):  # the leading process says so, and makes another
                 trainer.load_state_dict(state)

@@ -27,7 +27,7 @@ from model.device import pick_device, to_host
 from model.distributed import ALONE, Call, World
 from model.encoder import unknown_chance
 from model.evaluate import Evaluator
-from model.features import held_out_rank
+from model.features import frames_seen, held_out_rank
 from model.learner import Inputs, Learner
 from model.mae import JointTactileMAE
 from model.masks import draw_order
@@ -125,10 +125,7 @@ class Trainer:
         return self._learner.judged
 
     def train(self) -> Iterator[Event]:
-        """All remaining epochs, then the summary. Of a process that does not lead: no event, until the run ends."""
-        if not self._world.leads:
-            self.follow()
-            return
+        """All remaining epochs, then the summary."""
         while not self.finished:
             yield from self.run_epoch()
         yield self.summary()
@@ -160,8 +157,12 @@ class Trainer:
                     f"{name} = {value} after epoch {self.epoch - 1}; lower base_lr, or clip gradients (clip_grad)"
                 )
 
-    def follow(self) -> Call:
-        """Make every update that the leading process calls for; returns its first call for something else."""
+    def follow(self) -> Call | None:
+        """Make every update that the leading process calls for.
+
+        Returns:
+            Its first call for something else; None where the run has ended.
+        """
         order: Tensor | None = None
         while (call := self._world.called()) is Call.UPDATE:
             epoch = self.update // self.plan.updates
@@ -262,7 +263,9 @@ class Trainer:
         """The evaluation after an epoch, and the probe where one is due."""
         load, every = self.batches.held_out, self.config.probe.every_epochs
         row = self._evaluate(self.judged, load)
-        row["eval/effective_rank"] = held_out_rank(self.judged, load, len(self.clips.held_out))
+        row["eval/effective_rank"] = held_out_rank(
+            self.judged, load, len(self.clips.held_out), frames_seen(self.config)
+        )
         done = self.epoch + 1
         if done == self.config.epochs or (every is not None and done % every == 0):
             row |= self._probe(self.judged, self.batches.plain, load)

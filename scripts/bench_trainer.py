@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +29,7 @@ from model.data.config import CLIP_FRAMES, TUBE_FRAMES
 from model.device import pick_precision
 from model.metrics import Level
 from model.seeding import generator
-from model.sinks import CsvSink, Sink
+from model.sinks import CsvSink, Event, Sink
 from model.trainer import Trainer
 from sweep.wandb_sink import RunIdentity, WandbSink
 
@@ -67,7 +65,7 @@ def main() -> None:
     gpu = options.device != "cpu" and torch.cuda.is_available()
     for size in options.size or SIZES:
         if size != "default" and not gpu and options.device != "cpu":
-            print(f"{size}: left out, there is no GPU here (--device cpu tries it all the same, for hours)")
+            print(f"{size}: left out, there is no GPU here (--device cpu tries it all the same, slowly)")
             continue
         with tempfile.TemporaryDirectory() as folder:
             given = {"device": options.device, "compile": options.compile}
@@ -123,14 +121,14 @@ def measure(size: str, config: TrainConfig, pairs: int, folder: Path) -> None:
     data_path(trainer, batch / step_s)
 
 
-def our_block(trainer: Trainer, sinks: Sequence[Sink] = ()) -> Block:
+def our_block(trainer: Trainer, log: Callable[[Event], None] | None = None) -> Block:
     """One epoch, timed until its last batch event: the losses of the last update have come from the device by then."""
     wall, cpu = time.perf_counter(), time.process_time()
     block = None
     for event in trainer.run_epoch():
         if event.level is Level.BATCH:
-            for sink in sinks:
-                sink.log(event)
+            if log is not None:
+                log(event)
             block = Block(time.perf_counter() - wall, time.process_time() - cpu)
     assert block is not None
     return Block(*(seconds / trainer.plan.updates for seconds in block))
@@ -138,7 +136,7 @@ def our_block(trainer: Trainer, sinks: Sequence[Sink] = ()) -> Block:
 
 def plain_block(plain: PlainTrainer, steps: int) -> Block:
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in plain.run_epoch():
+    for _ in plain.run(steps):
         pass
     return Block((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps)
 
@@ -182,8 +180,9 @@ def _peak_memory(config: TrainConfig, which: str) -> tuple[int, int]:
         our_block(trainer)
     if cuda:
         peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    else:  # not ru_maxrss, which a process inherits from its parent
+        status = Path("/proc/self/status").read_text()
+        peak = 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
     return peak, peak - before
 
 
@@ -228,14 +227,14 @@ def logging_cost(trainer: Trainer, pairs: int, folder: Path) -> None:
     identity = RunIdentity("bench", "bench", "bench", "bench", None, folder)
     sinks: list[Sink] = [CsvSink(folder / "rows"), WandbSink(identity, {}, "offline", 60.0)]
     timed = Timed(sinks)
-    logged, silent = interleaved(lambda: our_block(trainer, [timed]), lambda: our_block(trainer), pairs)
+    logged, silent = interleaved(lambda: our_block(trainer, timed.log), lambda: our_block(trainer), pairs)
     for sink in sinks:
         sink.close(0)
     step_s = statistics.median(block.wall_s for block in silent)
-    call_s = statistics.median(timed.seconds)
+    call_s = statistics.fmean(timed.seconds)  # not the median: some calls may do the work of others
     print(
         f"  logging to CSV and offline W&B: steps take {ratio_text(logged, silent)};\n"
-        f"    a row itself takes {1e6 * call_s:.0f} us of the training thread, {call_s / step_s:.2%} of a step"
+        f"    handing a row over takes {1e6 * call_s:.0f} us of the training thread, {call_s / step_s:.2%} of a step"
     )
 
 
@@ -246,7 +245,7 @@ class Timed:
         self.seconds: list[float] = []
         self._sinks = sinks
 
-    def log(self, event: Any) -> None:
+    def log(self, event: Event) -> None:
         start = time.perf_counter()
         for sink in self._sinks:
             sink.log(event)

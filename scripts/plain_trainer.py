@@ -12,7 +12,9 @@ Kept like ours, so that the ratio is not flattered: timm's blocks with fused att
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -40,22 +42,26 @@ class PlainTrainer:
 
     def __init__(self, config: TrainConfig, clips: Clips, model: JointTactileMAE, device: torch.device) -> None:
         self._config = config
-        self._clips = clips
         self._device = device
         self._updates = EpochPlan.of(config, len(clips.train)).updates
         self.model = PlainMAE(config, model).to(device)
         self._optimiser = torch.optim.AdamW(_decay_groups(self.model, config.weight_decay), betas=config.betas)
+        self._generator = torch.Generator().manual_seed(config.seed)
+        # as usual, workers prepare the clips where the steps leave them the processor; they keep on between two runs
+        workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
+        dataset = PlainClips(clips, config.data.hflip, self._generator)
+        shuffled = _endless(len(dataset), self._generator)
+        loader = DataLoader(
+            dataset, config.batch_size, sampler=shuffled, num_workers=workers, pin_memory=device.type == "cuda"
+        )
+        self._batches = iter(loader)
         self._iteration = 0
 
-    def run_epoch(self) -> Iterator[Row]:
-        """An epoch's steps; a row of the 16 batch metrics each."""
-        generator = torch.Generator().manual_seed(self._iteration)
-        shuffled = torch.randperm(len(self._clips.train), generator=generator)
-        wanted = shuffled[: self._updates * self._config.batch_size].tolist()
-        dataset = PlainClips(self._clips, self._config.data.hflip, generator)
-        for clips in DataLoader(dataset, self._config.batch_size, sampler=wanted):
+    def run(self, steps: int) -> Iterator[Row]:
+        """So many steps, on through the shuffled training clips; a row of the 16 batch metrics each."""
+        for clips in itertools.islice(self._batches, steps):
             size = len(clips), self._config.num_patches
-            yield self.step(clips, random_order(*size, generator), random_order(*size, generator))
+            yield self.step(clips, random_order(*size, self._generator), random_order(*size, self._generator))
 
     def step(self, clips: Tensor, static_order: Tensor, dynamic_order: Tensor) -> Row:
         """One update on normalised clips [B, 4, 3, H, W] with the masks of the orders [B, N]; its 16 batch metrics."""
@@ -134,13 +140,15 @@ class PlainMAE(nn.Module):
         assert encoder.positions.shape[0] == config.num_patches + encoder.num_prefix * encoder.embeds_prefix
         self.encoder = encoder  # of which forward is not used, only the parts
         project = model.embed.project
-        self.patch_embed = nn.Conv3d(3, encoder.width, (TUBE_FRAMES, patch, patch), (TUBE_FRAMES, patch, patch))
+        tube = (TUBE_FRAMES, patch, patch)
+        self.patch_embed = nn.Conv3d(3, encoder.width, tube, stride=tube)
+        self.patch_embed.bias = copy.deepcopy(project.bias)
         with torch.no_grad():  # ours takes pixels as (frame, row, column, channel)
-            weight = project.weight.unflatten(1, (TUBE_FRAMES, patch, patch, 3)).permute(0, 4, 1, 2, 3)
+            weight = project.weight.unflatten(1, (*tube, 3)).permute(0, 4, 1, 2, 3)
             self.patch_embed.weight.copy_(weight)
-            self.patch_embed.bias.copy_(project.bias)
         self.decoder_embed = copy.deepcopy(model.to_decoder)
         self.mask_token = copy.deepcopy(model.mask_token)
+        self.decoder_pos_embed: Tensor
         self.register_buffer("decoder_pos_embed", model.decoder_positions.clone()[None])
         self.decoder_blocks = copy.deepcopy(model.decoder_blocks)
         self.decoder_norm = copy.deepcopy(model.decoder_norm)
@@ -189,9 +197,7 @@ class PlainMAE(nn.Module):
         x = x + encoder.positions[num_embedded:]
         x, mask, restore = self.random_masking(x, order)
         if encoder.prefix is not None:
-            prefix = encoder.prefix
-            if encoder.embeds_prefix:
-                prefix = prefix + encoder.positions[:num_embedded]
+            prefix = encoder.prefix + encoder.positions[:num_embedded] if encoder.embeds_prefix else encoder.prefix
             x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)
         x = encoder.norm_pre(x)
         for block in encoder.blocks:
@@ -211,6 +217,12 @@ class PlainMAE(nn.Module):
         return self.decoder_norm(x)
 
 
+def _endless(count: int, generator: torch.Generator) -> Iterator[int]:
+    """Numbers below `count`, shuffled anew in each round."""
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
+
+
 def _masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean over the patches where mask [B, N] is 1; prediction and target [B, N, K]."""
     loss = ((prediction.float() - target) ** 2).mean(dim=-1)
@@ -219,7 +231,8 @@ def _masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """As ours: no decay of vectors, tokens and positions."""
-    decay, rest = [], []
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         bare = parameter.ndim == 1 or name.endswith(("mask_token", "prefix", "positions"))
         (rest if bare else decay).append(parameter)

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from model.configfile import load_yaml
 from model.errors import ConfigError, UserError
-from model.metrics import EPOCH_NAMES, EVAL_NAMES, OBJECTIVE_NAMES, SUMMARY_NAMES
+from model.metrics import EPOCH_NAMES, EVAL_NAMES, FEATURE_NAMES, OBJECTIVE_NAMES, SUMMARY_NAMES
 from model.sinks import read_csv, write_json, write_text
 from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, Record
@@ -159,6 +159,7 @@ class TrialTable:
             "effective_mask_ratio",
             *OBJECTIVE_NAMES,
             *EVAL_NAMES,
+            *FEATURE_NAMES,
             *last,
             *SUMMARY_NAMES,
         )

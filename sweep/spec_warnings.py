@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # sweep.spec imports this module
 CHANGES_EVALUATION = ("data.", "encoder.patch_size", "norm_pix_loss")  # other clips, or another target
 KEEPS_EVALUATION = ("data.hflip", "data.vflip", "data.clips_per_epoch", "data.store_dir")
 TRAINING_LOSSES = ("epoch/train_loss", "epoch/best_loss_so_far", "summary/best_loss")
-SHIFTS_TRAINING_LOSS = ("alpha", "beta", "mask_ratio")  # metrics.md, "Why the objective does not use the training loss"
+# metrics.md, "Why the objective does not use the training loss"
+SHIFTS_TRAINING_LOSS = ("alpha", "beta", "mask_ratio", "mask_kind", "mode", "weighting", "norm_pix_loss")
 
 
 def warnings_of(spec: SweepSpec) -> Iterator[str]:

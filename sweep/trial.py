@@ -20,7 +20,7 @@ from model.checkpoint import CheckpointError, forget_previous, has_checkpoint, r
 from model.config import TrainConfig
 from model.data.clips import Clips, load_clips
 from model.data.config import DataConfig
-from model.device import pick_precision
+from model.device import pick_device, pick_precision
 from model.fields import PositiveInt
 from model.folder import LAST
 from model.metrics import Level
@@ -97,7 +97,7 @@ class TrialRun:
         self._should_stop = should_stop
         self._checkpoint = job.folder / LAST
         clips = _clips(job.config.data)
-        self._team = Team(job.config, job.processes)
+        self._team = Team(job.processes, pick_device(job.config).type)
         try:
             with self._team.explaining():
                 self._open(clips)
@@ -107,10 +107,12 @@ class TrialRun:
 
     def _open(self, clips: Clips) -> None:
         job = self.job
-        self._trainer = self._team.trainer(clips)
-        self._objective = Objective(job.objective)
         has_rows = (job.folder / "batch.csv").exists()
-        kept = self._resume()
+        self._trainer, kept = self._resumed(clips)
+        self._objective = Objective.replay(kept.epoch, kept.batch, job.objective)
+        for row in kept.batch:
+            if row["batch/epoch"] >= self._trainer.epoch:
+                self._objective.add_batch(row)
         write_text(job.folder / "config.yaml", config_text(job.config, f"trial {job.trial} of sweep {job.sweep}"))
         csv = CsvSink(job.folder, keep_batches=len(kept.batch), keep_epochs=len(kept.epoch))
         wandb = WandbSink(
@@ -191,6 +193,10 @@ class TrialRun:
     def _end_epoch(self, event: Event) -> EpochReport:
         row = dict(event.values) | self._objective.end_epoch(event.values)
         self._log(Event(Level.EPOCH, row))
+        if self._trainer.finished and self._objective.diverged is None and self.job.config.pictures:
+            picture = self._trainer.picture()
+            for sink in self._sinks:
+                sink.picture("reconstruction", picture)
         return self._report(row)
 
     def _report(self, row: Row) -> EpochReport:
@@ -204,31 +210,29 @@ class TrialRun:
         metrics = dict(row) | {"summary/best_loss": row["epoch/best_loss_so_far"]}
         return EpochReport(epochs=self._trainer.epoch, metrics=metrics, finished=finished, diverged=diverged)
 
-    def _resume(self) -> History:
-        """Go on from the folder's checkpoint; returns the rows of the folder's files up to it."""
+    def _resumed(self, clips: Clips) -> tuple[Trainer, History]:
+        """A trainer that goes on from the folder's checkpoint, or a fresh one; and the folder's rows up to there."""
         folder = self.job.folder
         kept = History(batch=list(read_csv(folder / "batch.csv")), epoch=list(read_csv(folder / "epoch.csv")))
+
+        def going_on(state: dict[str, Any]) -> Trainer:
+            trainer = self._team.trainer(self.job.config, clips, state)
+            if len(kept.batch) < trainer.reported or len(kept.epoch) < trainer.epoch:
+                raise CheckpointError(f"{folder}: the CSV files hold fewer rows than the checkpoint knows of")
+            return trainer
+
+        trainer = None
         if has_checkpoint(self._checkpoint):
             try:
-                self._trainer, note = resume_from(self._checkpoint, lambda state: self._loaded(state, kept))
+                trainer, note = resume_from(self._checkpoint, going_on)
                 if note is not None:
                     logger.warning("trial %s: %s", self.job.trial, note)
             except CheckpointError as error:
                 logger.warning("trial %s starts afresh: %s", self.job.trial, error)
-                self._trainer = self._team.trainer(self._trainer.clips)  # the team followed the one that was refused
-        del kept.batch[self._trainer.reported :], kept.epoch[self._trainer.epoch :]
-        self._objective = Objective.replay(kept.epoch, kept.batch, self.job.objective)
-        for row in kept.batch:
-            if row["batch/epoch"] >= self._trainer.epoch:
-                self._objective.add_batch(row)
-        return kept
-
-    def _loaded(self, state: dict[str, Any], kept: History) -> Trainer:
-        """A trainer that goes on from a checkpoint; its rows up to there must be in the folder's files."""
-        trainer = self._team.trainer(self._trainer.clips, state)
-        if len(kept.batch) < trainer.reported or len(kept.epoch) < trainer.epoch:
-            raise CheckpointError(f"{self.job.folder}: the CSV files hold fewer rows than the checkpoint knows of")
-        return trainer
+        if trainer is None:
+            trainer = self._team.trainer(self.job.config, clips)
+        del kept.batch[trainer.reported :], kept.epoch[trainer.epoch :]
+        return trainer, kept
 
     def _wandb_config(self) -> dict[str, Any]:
         job = self.job

@@ -40,10 +40,26 @@ def records_of(file: Path) -> list[dict[str, Any]]:
         time.sleep(0.02)
 
 
-def read_history(folder: Path) -> list[dict[str, float]]:
-    """The history rows of all offline runs of a folder, without the client's own `_...` columns."""
+def read_history(folder: Path, pictures: bool = False) -> list[dict[str, float]]:
+    """The history rows of all offline runs of a folder, without the client's own `_...` columns.
+
+    Args:
+        pictures: keep the rows that hold a picture.
+    """
     items = [record["history"]["item"] for record in read_records(folder) if record["type"] == "history"]
-    return [{name: _number(value) for name, value in item.items() if name[0] != "_"} for item in items]
+    rows = [{name: _number(value) for name, value in item.items() if name[0] != "_"} for item in items]
+    return rows if pictures else [row for row in rows if not any(name.startswith("pictures/") for name in row)]
+
+
+def read_pictures(folder: Path) -> list[tuple[str, int, Path]]:
+    """(name, epoch, file) of the pictures that all offline runs of a folder hold."""
+    pictures = []
+    for file in run_files(folder):
+        for record in records_of(file):
+            item = record["history"]["item"] if record["type"] == "history" else {}
+            names = [name.removesuffix(".path") for name in item if name.endswith(".path")]
+            pictures += [(name, item["pictures/epoch"], file.parent / "files" / item[f"{name}.path"]) for name in names]
+    return pictures
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from model.batches import Batch, Batches
 from model.data.clips import load_clips
 from model.errors import ConfigError
 from model.mae import JointTactileMAE
-from model.probe import L2_GRID, L2_UNCHOSEN, Probe, attentive_probe, choose_l2, linear_probe, scores
+from model.probe import L2_GRID, L2_UNCHOSEN, AttentivePooling, Probe, attentive_probe, choose_l2, linear_probe, scores
 from model.probe_task import UNSEEN, ProbeTask
 
 LINEAR = ("probe/linear_accuracy", "probe/linear_balanced_accuracy")
@@ -97,6 +97,23 @@ def test_the_attentive_probe_finds_the_token_that_tells_the_class_and_the_mean_d
     linear = scores(told, truth)[0]
     assert attentive > 0.8
     assert attentive > linear + 0.1
+
+
+def test_the_pooling_is_multi_head_attention_of_one_query():
+    torch.manual_seed(0)
+    pooling = AttentivePooling(96, 5)
+    attention = torch.nn.MultiheadAttention(96, pooling.heads, bias=True, batch_first=True)
+    torch.nn.init.zeros_(attention.in_proj_bias)
+    with torch.no_grad():
+        identity = torch.eye(96)
+        attention.in_proj_weight.copy_(torch.cat((identity, pooling.key.weight, pooling.value.weight)))
+        attention.in_proj_bias[2 * 96 :] = pooling.value.bias
+        attention.out_proj.weight.copy_(identity)
+        tokens = torch.randn(7, 11, 96)
+        query = pooling.query.flatten().expand(7, 1, 96)
+        read = attention(query, tokens, tokens)[0][:, 0]
+        assert pooling.heads == 3
+        assert torch.allclose(pooling(tokens), pooling.classify(pooling.norm(read)), atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [8, 32, 36, 96])

@@ -23,7 +23,7 @@ from tests.specs import fails, make
             {"weight_decay": {"distribution": "normal", "mu": 0.05, "sigma": 0.02}},
             ["parameters.weight_decay: the value -0.01", "must be greater than or equal to 0"],
         ),
-        ({"precision": {"values": ["fp32", "fp16"]}}, ["parameters.precision: the value 'fp16'"]),
+        ({"precision": {"values": ["fp32", "fp8"]}}, ["parameters.precision: the value 'fp8'"]),
         ({"warmup_epochs": {"value": 9}}, ["warmup_epochs = 9.0 is longer than epochs = 8"]),
     ],
 )

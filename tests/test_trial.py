@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from model import metrics
 from model.config import TrainConfig
@@ -19,7 +20,7 @@ from model.sinks import read_csv
 from sweep.objective import ObjectiveSettings, score
 from sweep.spec import WandbSettings
 from sweep.trial import EpochReport, TrialJob, TrialRun
-from tests.offline import read_history, read_summary
+from tests.offline import read_history, read_pictures, read_summary
 from tests.sweeping import TINY_TRAINER
 
 UPDATES = 6  # of an epoch of the tiny trainer
@@ -61,12 +62,22 @@ def test_every_update_has_its_row_in_csv_and_in_wandb(finished: tuple[Path, list
     updates = job(results).config.epochs * UPDATES
     assert [row["batch/iteration"] for row in batches] == list(range(updates))
     assert all(set(row) == set(metrics.BATCH_NAMES) for row in batches)
-    wanted = {*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES}
+    wanted = {*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES, "eval/effective_rank"}
     assert all(set(row) == wanted for row in epochs)
     history = read_history(results)
     assert [row for row in history if metrics.BATCH_STEP in row] == batches
     assert [row for row in history if metrics.EPOCH_STEP in row] == epochs
     assert len(history) == len(batches) + len(epochs)
+
+
+def test_a_finished_trial_leaves_its_picture_in_its_folder_and_in_wandb(
+    finished: tuple[Path, list[EpochReport]],
+) -> None:
+    results, _ = finished
+    [(name, epoch, file)] = read_pictures(results)
+    assert (name, epoch) == ("pictures/reconstruction", job(results).config.epochs - 1)
+    with Image.open(file) as sent, Image.open(results / "trials/0003/pictures/reconstruction.png") as kept:
+        assert list(sent.getdata()) == list(kept.getdata())
 
 
 def test_wandb_has_group_parameters_and_summary(finished: tuple[Path, list[EpochReport]]) -> None:

@@ -175,7 +175,7 @@ def test_a_picture_is_kept_with_its_epoch_in_a_row_of_its_own(start: Callable[..
     sink.log(epoch(2))
     sink.close(0)
 
-    *before, row, after = read_history(tmp_path)
+    *before, row, after = read_history(tmp_path, pictures=True)
     assert [*before, after] == [event.values for event in [*TWO_EPOCHS, epoch(2)]]
     assert row.pop("pictures/epoch") == 1
     media = {name.removeprefix("pictures/reconstructions."): value for name, value in row.items()}
