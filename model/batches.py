@@ -62,7 +62,7 @@ class Batches:
         frames = self._training_frames(numbers)
         for chance, draw, axis in ((self._config.data.hflip, chances[0], 3), (self._config.data.vflip, chances[1], 2)):
             if chance > 0:
-                frames = torch.where((draw < chance)[:, None, None, None, None], frames.flip(axis), frames)
+                frames = self._flipped(frames, draw < chance, axis)
         sensors = self._sensors_of(self._clips.train, numbers)
         if sensors is not None and hidden is not None:
             sensors = sensors.masked_fill(hidden, len(self._config.encoder.sensors))
@@ -92,19 +92,30 @@ class Batches:
 
     def _read(self, clips: ClipSet, numbers: Tensor) -> Tensor:
         """uint8 [B, 4, H, W, 3] on the host, in pinned memory where it goes to a GPU."""
-        frames = torch.from_numpy(clips.gather(numbers.numpy()))
-        return frames.pin_memory() if self._device.type == "cuda" else frames
+        return self._pinned(torch.from_numpy(clips.gather(numbers.numpy())))
+
+    def _pinned(self, values: Tensor) -> Tensor:
+        """In pinned memory where they go to a GPU: a copy from anywhere else waits for all that the GPU has to do."""
+        return values.pin_memory() if self._device.type == "cuda" else values
 
     def _moved(self, frames: Tensor) -> Tensor:
         return frames.to(self._device, non_blocking=True)
 
+    def _flipped(self, frames: Tensor, chosen: Tensor, axis: int) -> Tensor:
+        """`frames` with the chosen clips flipped along an axis."""
+        if self._device.type != "cpu":  # a GPU would have to tell the host how many there are
+            return torch.where(chosen[:, None, None, None, None], frames.flip(axis), frames)
+        places = chosen.nonzero().squeeze(1)
+        return frames.index_copy_(0, places, frames[places].flip(axis))
+
     def _sensors_of(self, clips: ClipSet, numbers: Tensor) -> Tensor | None:
         if self._sensors is None:
             return None
-        return self._sensors[torch.from_numpy(clips.sensor_of(numbers.numpy()))].to(self._device)
+        return self._moved(self._pinned(self._sensors[torch.from_numpy(clips.sensor_of(numbers.numpy()))]))
 
     def _normalised(self, frames: Tensor) -> Tensor:
-        return patchify(frames, self._config.encoder.patch).float() * self._scale + self._shift
+        patches = patchify(frames, self._config.encoder.patch).to(torch.float32, copy=True)
+        return patches.mul_(self._scale).add_(self._shift)
 
 
 def _places(known: tuple[str, ...], there: tuple[str, ...]) -> Tensor:

@@ -31,8 +31,9 @@ class EncoderConfig(Config):
     heads: PositiveInt = 4
     mlp_ratio: Positive = 4.0
     pretrained: bool | Path = False
-    """Start from weights: true for those of the timm name (its tag chooses, `vit_base_patch16_clip_224.openai`), or a
-    file: safetensors or a checkpoint. The patch embedding is inflated over the tube, positions are resampled."""
+    """Start from weights: true for those of the timm name (its tag chooses, `vit_base_patch16_224.mae`; OpenAI's CLIP
+    is `vit_base_patch16_clip_quickgelu_224.openai`), or a file: safetensors or a checkpoint. The patch embedding is
+    inflated over the tube, positions are resampled."""
     static_embed: Literal["tube", "frame"] = "tube"
     """The static branch goes through the tube's embedding (frame 1 repeated), or through a 2D embedding of its own."""
     sensors: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from timm import create_model, list_models
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from model.config import EncoderConfig, TrainConfig
 from model.data.config import TUBE_FRAMES
 from model.errors import ConfigError, guess
+
+PLAIN_VITS = "use for example vit_tiny_patch16_224, vit_base_patch16_224 or vit_large_patch14_clip_224"
 
 
 class TubeEmbed(nn.Module):
@@ -136,11 +139,17 @@ def build_vit(config: TrainConfig) -> VisionTransformer:
             global_pool="",
         )
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # RuntimeError: an unknown tag after the dot
-        raise ConfigError(f"encoder.name = {encoder.name!r}: timm cannot build it: {error}") from None
+        reason = str(error) or type(error).__name__
+        raise ConfigError(f"encoder.name = {encoder.name!r}: timm cannot build it: {reason}; {PLAIN_VITS}") from None
     if type(vit) is not VisionTransformer:
         raise ConfigError(
-            f"encoder.name = {encoder.name!r} is a {type(vit).__name__}, not a plain VisionTransformer; "
-            "use for example vit_tiny_patch16_224, vit_base_patch16_224 or vit_large_patch14_clip_224"
+            f"encoder.name = {encoder.name!r} is a {type(vit).__name__}, not a plain VisionTransformer; {PLAIN_VITS}"
+        )
+    embed = vit.patch_embed
+    if type(embed) is not PatchEmbed or not isinstance(embed.norm, nn.Identity):
+        raise ConfigError(
+            f"encoder.name = {encoder.name!r} embeds patches by more than a linear map, which the tubes cannot have; "
+            f"{PLAIN_VITS}"
         )
     return vit
 

@@ -43,7 +43,11 @@ def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
 
 def in_order(tokens: Tensor, order: Tensor) -> Tensor:
     """tokens [B, N, D], order [B, K] -> tokens [B, K, D] taken in that order."""
-    return tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    batch, count, width = tokens.shape
+    # whole rows by one index each: `gather` would read an index per number
+    firsts = torch.arange(0, batch * count, count, device=order.device)
+    rows = (order + firsts[:, None]).flatten()
+    return tokens.reshape(batch * count, width).index_select(0, rows).view(batch, -1, width)
 
 
 def targets(patches: Tensor, norm_pix: bool) -> Tensor:

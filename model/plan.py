@@ -52,5 +52,6 @@ def check_sensors(known: tuple[str, ...], there: tuple[str, ...]) -> None:
     if missing:
         raise ConfigError(
             f"encoder.sensors = {list(known)} does not name {', '.join(map(repr, missing))}, which the data holds; "
-            f"use encoder.sensors: [{', '.join(dict.fromkeys((*known, *there)))}]"
+            f"use encoder.sensors: [{', '.join(dict.fromkeys((*known, *there)))}], or take their clips for those of a "
+            f"sensor that is known: data.sensor={known[0]}"
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import torch
 from timm import create_model
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import QuickGELU, resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from model.config import TrainConfig
@@ -23,6 +23,7 @@ from model.weight_files import Weights, in_timms_names, read_weights
 
 KERNEL, BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
 PREFIX = ("cls_token", "reg_token")  # in their order
+WITHIN_ENCODER = ("blocks.", "norm_pre.", "patch_embed.norm.")  # what takes part between patches and tokens
 NAMED_AT_MOST = 6  # tensors that the report names
 
 
@@ -44,6 +45,11 @@ def load_pretrained(model: JointTactileMAE, config: TrainConfig) -> str:
         raise ConfigError(f"encoder.pretrained = {error}") from None
     tensors = dict(weights.tensors)
     _check_architecture(tensors, model, where)
+    if config.encoder.name is None and weights.heads not in (None, config.encoder.heads):
+        raise ConfigError(
+            f"{where}: an encoder of {weights.heads} heads, but encoder.heads = {config.encoder.heads}; "
+            f"use encoder.heads={weights.heads}"
+        )
     state = _embedding(tensors, model, config.encoder.patch)
     state |= _prefix_and_positions(tensors, weights.grid, model, config.grid, where)
     if model.encoder.sensor_tokens is not None and "sensor_tokens" in tensors:
@@ -54,11 +60,12 @@ def load_pretrained(model: JointTactileMAE, config: TrainConfig) -> str:
     lacking = [name for name in wanted if name.startswith("encoder.blocks.") and name not in state]
     if odd or lacking:
         raise ConfigError(f"{where}: {_misfit(odd, lacking, state, wanted)}; is it of {_architecture(model, config)}?")
+    _check_nothing_missed(tensors, where)
     model.load_state_dict(state, strict=False)
     random = [name for name in wanted if name not in state]
     return (
         f"{where}: {len(state)} of the encoder's {len(wanted)} tensors loaded; "
-        f"left out of the file: {_names(tensors)}; start at random: {_names(random)}"
+        f"left out of the file: {_names(tensors)}; start at random: {_names(random)}{_activation_hint(model)}"
     )
 
 
@@ -92,6 +99,25 @@ def _check_architecture(tensors: dict[str, Tensor], model: JointTactileMAE, wher
             f"{where}: its patch embedding is {shape}; can be used: [D, 3, p, p] of an image, or "
             f"[D, 3, {TUBE_FRAMES}, p, p] of {TUBE_FRAMES} frames"
         )
+
+
+def _check_nothing_missed(left: Iterable[str], where: str) -> None:
+    """Raise ConfigError where the file's encoder has a part that ours lacks, such as LayerScale: without it the weights
+    that fit would compute something else."""
+    missed = [name for name in left if name.startswith(WITHIN_ENCODER)]
+    if missed:
+        raise ConfigError(
+            f"{where}: its encoder also has {_names(missed)}, which the config's has no place for, so it would compute "
+            "something else; set encoder.name to the file's architecture"
+        )
+
+
+def _activation_hint(model: JointTactileMAE) -> str:
+    """A remark where the weights may be OpenAI's CLIP in an encoder with another activation: no tensor tells."""
+    is_clips = not isinstance(model.encoder.norm_pre, torch.nn.Identity)
+    if not is_clips or any(isinstance(module, QuickGELU) for module in model.encoder.modules()):
+        return ""
+    return "; OpenAI's own CLIP weights want QuickGELU: if these are, use the clip_quickgelu variant of encoder.name"
 
 
 def _embedding(tensors: dict[str, Tensor], model: JointTactileMAE, patch: int) -> dict[str, Tensor]:

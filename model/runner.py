@@ -101,7 +101,7 @@ def _train(trainer: Trainer, out: Path, sink: CsvSink, console: Console) -> None
                     if not all(map(math.isfinite, event.values.values())):
                         continue
                     console.print(epoch_line(event.values, trainer.config.epochs))
-                save_checkpoint(out / LAST, trainer.state_dict(), keep_previous=True)
+                _save(trainer, out)
                 saved_at = time.monotonic()
                 if stop.asked and not trainer.finished:
                     break
@@ -114,11 +114,17 @@ def _train(trainer: Trainer, out: Path, sink: CsvSink, console: Console) -> None
             console.print(_how_to_go_on(out))
             raise
         if stop.asked and not trainer.finished:
-            save_checkpoint(out / LAST, trainer.state_dict(), keep_previous=True)
+            _save(trainer, out)
             sink.log(trainer.summary())
             console.print(_how_to_go_on(out))
             raise KeyboardInterrupt
     forget_previous(out / LAST)
+
+
+def _save(trainer: Trainer, out: Path) -> None:
+    """Write a checkpoint, unless the update under way has broken the weights: the trainer says so one update later."""
+    if trainer.sound:
+        save_checkpoint(out / LAST, trainer.state_dict(), keep_previous=True)
 
 
 def _how_to_go_on(out: Path) -> str:

@@ -35,14 +35,11 @@ from model.metrics import Level
 from model.pictures import Picture, reconstructions
 from model.plan import EpochPlan
 from model.probe import Probe
+from model.resuming import check_identity, identity
 from model.rows import Means, Update, batch_row, epoch_row
 from model.schedule import lr_at
 from model.seeding import generator
 from model.sinks import Event
-
-STATE_VERSION = 2
-# what may differ between the config of a checkpoint and of the run that goes on with it: none of it changes a row
-FREE_FIELDS = ("device", "compile", "pictures")
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -108,6 +105,12 @@ class Trainer:
     def reported(self) -> int:
         """Batch events given out so far, over all parts of the run."""
         return self.update - len(self._in_flight)
+
+    @property
+    def sound(self) -> bool:
+        """Weights and losses not yet logged are finite: a checkpoint is worth keeping. Waits for the device."""
+        weights = all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters())
+        return weights and all(math.isfinite(value) for update in self._in_flight for value in update.values())
 
     @property
     def model(self) -> JointTactileMAE:
@@ -301,9 +304,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors and plain numbers. Waits for the device."""
         return {
-            "version": STATE_VERSION,
-            "config": self.config.model_dump(mode="json"),
-            "normalisation": {"mean": self.clips.mean.tolist(), "std": self.clips.std.tolist()},
+            **identity(self.config, self.clips),
             **self._learner.state_dict(),
             "update": self.update,
             "epoch": self.epoch,
@@ -314,25 +315,16 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()` of a trainer with the same config (but for FREE_FIELDS).
+        """Go on from `state_dict()` of a trainer with the same config and data.
 
         Raises:
-            CheckpointError: the state is of another version, config or architecture. In the last case a part of it is
-                loaded already: use a new trainer.
+            CheckpointError: the state is of another version, config, data or architecture. In the last case a part of
+                it is loaded already: use a new trainer.
         """
-        if state.get("version") != STATE_VERSION:
-            raise CheckpointError(f"checkpoint version {state.get('version')!r}; this program reads {STATE_VERSION}")
-        ours = self.config.model_dump(mode="json")
-        theirs = state.get("config", {})
-        changed = sorted(
-            key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key) and key not in FREE_FIELDS
-        )
-        if changed:
-            shown = "; ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in changed)
-            raise CheckpointError(f"the checkpoint is of another config ({shown})")
+        check_identity(state, self.config, self.clips)
         try:
             self._load(state)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
                 f"the checkpoint does not fit this model ({type(error).__name__}: {reason})"

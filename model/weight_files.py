@@ -55,11 +55,13 @@ class Weights:
             frame). From our own checkpoints also `frame_embed.{weight,bias}` and `sensor_tokens`.
         grid: (rows, columns) of the position embedding, where the file says so.
         sensors: whose `sensor_tokens` those are.
+        heads: of attention, where the file says so: no tensor tells.
     """
 
     tensors: dict[str, Tensor]
     grid: tuple[int, int] | None = None
     sensors: tuple[str, ...] = ()
+    heads: int | None = None
 
 
 def read_weights(path: Path) -> Weights:
@@ -77,7 +79,8 @@ def read_weights(path: Path) -> Weights:
         return Weights(tensors)
     arguments = json.loads(metadata[METADATA])["timm"]
     height, width = arguments["img_size"]
-    return Weights(tensors, (height // arguments["patch_size"], width // arguments["patch_size"]))
+    grid = (height // arguments["patch_size"], width // arguments["patch_size"])
+    return Weights(tensors, grid, heads=arguments.get("num_heads"))
 
 
 def in_timms_names(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -199,4 +202,6 @@ def _ours(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Weights:
         return Weights(tensors)
     size = config["data"]["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return Weights(tensors, (height // side, width // side), tuple(config["encoder"].get("sensors", ())))
+    encoder = config["encoder"]
+    heads = encoder["heads"] if encoder["name"] is None else None
+    return Weights(tensors, (height // side, width // side), tuple(encoder.get("sensors", ())), heads)

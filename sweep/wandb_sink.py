@@ -36,6 +36,7 @@ Mode = Literal["online", "offline", "disabled"]
 DEFAULT_BASE_URL = "https://api.wandb.ai"
 RETRY_ONLINE_AFTER_S = 300.0  # after a failure, this long no trial of the process waits for the server again
 OFFLINE_INIT_LIMIT_S = 40.0  # wandb itself waits 30 s for its service process to start
+HELD_ROWS, HELD_S = 16, 2.0  # rows handed over together, and how long one waits for others
 GRACE_S = 5.0  # wandb keeps its own time limits; after this much more we stop waiting for it
 
 PICTURE_STEP = "pictures/epoch"  # not `epoch`: a row that has it is an epoch's row
@@ -96,6 +97,9 @@ class RunIdentity:
 class WandbSink(Sink):
     """One W&B run, a `Sink`. Batch and epoch events are history rows, the summary event goes to the run's summary.
 
+    Rows are handed to wandb a few at a time, and at each epoch's end: what waits when the process is killed comes to
+    W&B when the trial is resumed.
+
     A picture is a row of its own, `pictures/<name>` beside `pictures/epoch`.
 
     Args:
@@ -133,6 +137,8 @@ class WandbSink(Sink):
         self._finish_timeout_s = finish_timeout_s
         self._held = (-1, -1)  # (batch/iteration, epoch) of the last rows that W&B holds of earlier parts
         self._epoch = 0  # of the last epoch event
+        self._waiting: list[dict[str, float]] = []  # rows that were not handed to wandb yet
+        self._waiting_since = 0.0
         self._warned_of: set[str] = set()
         self._run: Any = None
         self.mode, reason = resolve_mode(mode)
@@ -153,16 +159,31 @@ class WandbSink(Sink):
             self._epoch = int(event.values[EPOCH_STEP])
         if self._run is None or self._is_repeated(event):
             return
-        with self._warned_once("rows"):
-            if event.level is Level.SUMMARY:
+        if event.level is Level.SUMMARY:
+            self._hand_over()
+            with self._warned_once("rows"):
                 self._run.summary.update(dict(event.values))
-            else:
-                self._run.log(dict(event.values))  # without a step: every call is a row of its own
+            return
+        now = time.monotonic()
+        if not self._waiting:
+            self._waiting_since = now
+        self._waiting.append(dict(event.values))
+        # between two updates wandb's code is cold in the caches: a row by itself takes the trainer three times as long
+        late = now - self._waiting_since > HELD_S or len(self._waiting) >= HELD_ROWS
+        if late or event.level is Level.EPOCH:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for row in waiting:
+            with self._warned_once("rows"):
+                self._run.log(row)  # without a step: every call is a row of its own
 
     def picture(self, name: str, image: NDArray[np.uint8]) -> None:
         """Upload an image [H, W, 3] as `pictures/<name>` of the last epoch. A failure is warned of and never raised."""
         if self._run is None:
             return
+        self._hand_over()
         with self._warned_once("pictures"):
             import wandb
 
@@ -179,6 +200,8 @@ class WandbSink(Sink):
 
     def close(self, exit_code: int) -> None:
         """End the run; waits at most `finish_timeout_s` (and `GRACE_S` where wandb itself hangs)."""
+        if self._run is not None:
+            self._hand_over()
         run, self._run = self._run, None
         if run is None:
             return

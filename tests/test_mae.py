@@ -461,6 +461,14 @@ def test_a_timm_model_that_is_no_plain_vit_is_refused_by_its_class():
         JointTactileMAE(named_config("vit_relpos_small_patch16_224"))
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "aimv2_large_patch14_224"])
+def test_a_vit_that_embeds_patches_by_a_cnn_or_with_a_norm_is_refused(name):
+    encoder = {"name": name, "patch_size": 14}
+    config = TrainConfig.model_validate(tiny_content(data={"image_size": 56}) | {"encoder": encoder})
+    with pytest.raises(ConfigError, match=r"embeds patches by more than a linear map|timm cannot build it"):
+        check_encoder(config)
+
+
 def test_a_timm_model_that_takes_no_image_size_is_refused_with_timms_words():
     with pytest.raises(ConfigError, match=r"'fastvit_t8': timm cannot build it: .*img_size"):
         JointTactileMAE(named_config("fastvit_t8"))

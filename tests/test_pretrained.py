@@ -275,6 +275,14 @@ def test_the_report_names_what_was_left_out_and_what_starts_at_random(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("name", "hinted"), [("clip_224", True), ("clip_quickgelu_224", False)])
+def test_weights_in_clips_architecture_come_with_a_word_on_quickgelu(name, hinted, tmp_path):
+    name = f"vit_base_patch32_{name}"
+    path = saved(random_vit(name), tmp_path / "vit.safetensors")
+    config = named_config(name, path)
+    assert ("use the clip_quickgelu variant" in load_pretrained(JointTactileMAE(config), config)) == hinted
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
@@ -282,6 +290,14 @@ def test_an_encoder_of_another_width_or_depth_is_refused_with_both(tmp_path):
     path = saved(random_vit("test_vit"), tmp_path / "vit.safetensors")
     with pytest.raises(ConfigError, match=r"of width 64 and 6 blocks, but the config's has width 32 and 2 blocks; set"):
         loaded(tiny_config_of(path))
+
+
+def test_our_own_encoder_of_other_heads_is_refused_though_every_tensor_fits(tmp_path):
+    theirs = tiny_config_of(tmp_path / "last.pt", heads=4)
+    content = {"config": theirs.model_dump(mode="json"), "model": JointTactileMAE(theirs).state_dict(), "ema": None}
+    save_checkpoint(tmp_path / "last.pt", content)
+    with pytest.raises(ConfigError, match=r"an encoder of 4 heads, but encoder\.heads = 2; use encoder\.heads=4"):
+        loaded(tiny_config_of(tmp_path / "last.pt", heads=2))
 
 
 def test_blocks_of_another_mlp_ratio_are_refused_with_both_shapes(tmp_path):
@@ -295,6 +311,15 @@ def test_a_file_that_lacks_part_of_the_blocks_is_refused(tmp_path):
     save_file(state, tmp_path / "vit.safetensors")
     with pytest.raises(ConfigError, match=r"lacks encoder\.blocks\.3\.attn\.qkv\.weight"):
         loaded(named_config("test_vit", tmp_path / "vit.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"), [({"init_values": 0.1}, r"blocks\.0\.ls1\.gamma"), ({"pre_norm": True}, r"norm_pre\.bias")]
+)
+def test_a_file_whose_encoder_has_a_part_that_ours_lacks_is_refused(arguments, part, tmp_path):
+    path = saved(random_vit("test_vit", **arguments), tmp_path / "vit.safetensors")
+    with pytest.raises(ConfigError, match=rf"its encoder also has {part}.*; set encoder\.name"):
+        loaded(named_config("test_vit", path))
 
 
 @pytest.mark.parametrize("channels", [(1,), (3, 2)])

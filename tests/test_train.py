@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -213,6 +214,21 @@ def test_a_diverged_run_keeps_its_rows_and_ends_with_code_2(tmp_path, config_fil
     assert message.startswith("error: diverged: loss_static = ")
     assert read_csv(out / "batch.csv")
     assert (out / "summary.json").exists()
+
+
+def test_an_update_that_breaks_the_weights_never_becomes_the_last_good_checkpoint(
+    tmp_path, config_file, capsys, monkeypatch
+):
+    monkeypatch.setattr("model.runner.SAVE_EVERY_S", 0.0)  # after each row, while the next update is under way
+    options = ("--set", "base_lr=1e9", "--set", "clip_grad=null", "--set", "warmup_epochs=1")
+    checkpoint = tmp_path / "out" / "checkpoint" / "last.pt"
+    message = refusal(capsys, config_file, "--out", tmp_path / "out", *options)
+    assert "diverged" in message
+    assert ("the last good checkpoint" in message) == checkpoint.exists()
+    for path in checkpoint.parent.glob("*.pt"):
+        state = load_checkpoint(path)
+        assert all(weight.isfinite().all() for weight in state["model"].values())
+        assert all(math.isfinite(value) for update in state["in_flight"] for value in update)
 
 
 @pytest.mark.parametrize(

@@ -356,13 +356,48 @@ def without_a_block(state: dict) -> None:
     del state["means"]
 
 
-@pytest.mark.parametrize("damage", [without_a_weight, with_another_shape, without_a_parameter_group, without_a_block])
+def without_an_optimiser(state: dict) -> None:
+    state["optimiser"] = None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [without_a_weight, with_another_shape, without_a_parameter_group, without_a_block, without_an_optimiser],
+)
 def test_the_state_of_another_architecture_is_refused(damage):
     trainer = Trainer(tiny_config())
     state = trainer.state_dict()
     damage(state)
     with pytest.raises(CheckpointError, match="does not fit this model"):
         Trainer(tiny_config()).load_state_dict(state)
+
+
+@pytest.mark.parametrize("content", [{"config": None}, {"normalisation": None}, {"normalisation": {"mean": "x"}}])
+def test_a_state_that_does_not_tell_what_it_is_of_is_refused(content):
+    trainer = Trainer(tiny_config())
+    with pytest.raises(CheckpointError, match=r"the checkpoint (holds no config|does not tell its data)"):
+        trainer.load_state_dict(trainer.state_dict() | content)
+
+
+def test_a_state_is_refused_where_recordings_have_come_or_changed_since(tmp_path):
+    draw = np.random.default_rng(0)
+
+    def record(*names: str) -> None:
+        for name in names:
+            (tmp_path / "frames" / name).mkdir(parents=True, exist_ok=True)
+            for index in range(6):
+                pixels = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "frames" / name / f"{index}.png")
+
+    given = {"source": "frames", "root": tmp_path / "frames", "store_dir": tmp_path / "store", "split_seed": 1}
+    record("a", "b", "c", "d", "e")
+    state = Trainer(tiny_config(data=given)).state_dict()
+    record("a", "b", "c", "d", "e")  # as many clips, of other frames
+    with pytest.raises(CheckpointError, match=r"12 training clips there, 12 here; their mean or deviation differ\)"):
+        Trainer(tiny_config(data=given)).load_state_dict(state)
+    record("f", "g", "h")
+    with pytest.raises(CheckpointError, match="12 training clips there, 18 here"):
+        Trainer(tiny_config(data=given)).load_state_dict(state)
 
 
 # --- losses that are no numbers ------------------------------------------------------------------------------------
@@ -495,13 +530,24 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_update_on_a_gpu_waits_for_it():
-    trainer = Trainer(tiny_config(device="cuda", epochs=3))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"encoder": {"sensors": ["default"]}},
+        {"weighting": "famo", "ema_decay": 0.9, "mask_kind": "block"},
+        {"weighting": "uncertainty", "precision": "fp16", "accum_iter": 2},
+        {"mode": "alternating", "norm_pix_loss": True, "layer_decay": 0.8, "encoder": {"grad_checkpointing": True}},
+    ],
+    ids=lambda changes: "-".join(changes) or "plain",
+)
+def test_no_update_on_a_gpu_waits_for_it(changes):
+    trainer = Trainer(tiny_config(device="cuda", epochs=3, **changes))
     list(trainer.run_epoch())  # warm
     events = trainer.run_epoch()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(5):
+        for _ in range(2):
             next(events)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -77,7 +77,7 @@ def test_a_finished_trial_leaves_its_picture_in_its_folder_and_in_wandb(
     [(name, epoch, file)] = read_pictures(results)
     assert (name, epoch) == ("pictures/reconstruction", job(results).config.epochs - 1)
     with Image.open(file) as sent, Image.open(results / "trials/0003/pictures/reconstruction.png") as kept:
-        assert list(sent.getdata()) == list(kept.getdata())
+        assert sent.tobytes() == kept.tobytes()
 
 
 def test_wandb_has_group_parameters_and_summary(finished: tuple[Path, list[EpochReport]]) -> None:

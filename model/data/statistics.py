@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.data.store import FrameStore, Sequence
 
 STD_FLOOR = 1 / 255  # one grey level: a constant channel is not blown up, and nothing is divided by zero
-CHUNK_FRAMES = 256  # frames that are summed at a time
+CHUNK_FRAMES = 256  # frames that are summed at a time; their squares fit into 32 bits
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,10 @@ def _moments(frames: NDArray[np.uint8], spans: list[tuple[int, int]]) -> NDArray
     squares = np.zeros(frames.shape[1:], np.uint64)
     for first, length in spans:
         for begin in range(first, first + length, CHUNK_FRAMES):
-            chunk = frames[begin : min(begin + CHUNK_FRAMES, first + length)].astype(np.uint32)
-            total += chunk.sum(axis=0, dtype=np.uint64)
-            squares += (chunk * chunk).sum(axis=0, dtype=np.uint64)
+            chunk = frames[begin : min(begin + CHUNK_FRAMES, first + length)]
+            wide = chunk.astype(np.uint16)  # narrow types are read 8 times as fast as 64 bits: 255^2 fits into 16
+            total += chunk.sum(axis=0, dtype=np.uint32)
+            squares += np.square(wide, out=wide).sum(axis=0, dtype=np.uint32)
     count = sum(length for _, length in spans)
     return np.stack([total / (255.0 * count), squares / (255.0**2 * count)], axis=-1)
 
