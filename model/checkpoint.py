@@ -26,12 +26,18 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep_previous: bool = Fal
 
     Args:
         keep_previous: the old one stays, as PREVIOUS, for when the new one turns out to be damaged.
+
+    Raises:
+        OSError: it cannot be written; the old one is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's writer covers what the file system said
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             file.flush()
             os.fsync(file.fileno())
         if keep_previous and path.exists():

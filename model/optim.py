@@ -55,5 +55,5 @@ def _layer(name: str, depth: int) -> int:
     block = _block(name)
     if block >= 0:
         return block + 1
-    before = name.startswith(("embed.", "static_embed.", "encoder.norm_pre.")) or name.endswith(NO_DECAY[1:])
+    before = name.startswith(("embed.", "encoder.norm_pre.")) or name.endswith(NO_DECAY[1:])
     return 0 if before else depth + 1

@@ -13,7 +13,8 @@ from model.data.clips import Clips
 
 STATE_VERSION = 2
 # what may differ between the config of a checkpoint and of the run that goes on with it: none of it changes a row
-FREE_FIELDS = ("device", "compile", "pictures")
+FREE_FIELDS = ("device", "compile", "pictures", "probe")
+FREE_DATA_FIELDS = ("root", "labels", "store_dir")  # data may have moved; that they are the same is seen by themselves
 SAME_FRAMES = 1e-5  # relative, of mean and deviation: another processor may add up in another order
 
 
@@ -43,12 +44,26 @@ def check_identity(state: dict[str, Any], config: TrainConfig, clips: Clips) -> 
 
 
 def _check_config(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    changed = sorted(
-        key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key) and key not in FREE_FIELDS
-    )
+    theirs, ours = _fixed(theirs), _fixed(ours)
+    changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if changed:
         shown = "; ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in changed)
         raise CheckpointError(f"the checkpoint is of another config ({shown})")
+
+
+def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config must be equal: all but the free fields."""
+    data = config.get("data")
+    return {name: value for name, value in config.items() if name not in FREE_FIELDS} | {"data": _fixed_data(data)}
+
+
+def _fixed_data(data: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    parts = data.get("parts")
+    return {name: value for name, value in data.items() if name not in FREE_DATA_FIELDS} | {
+        "parts": [_fixed_data(part) for part in parts] if isinstance(parts, list) else parts
+    }
 
 
 def _check_data(count: Any, mean: NDArray[np.float64], std: NDArray[np.float64], clips: Clips) -> None:

@@ -109,14 +109,16 @@ def _train(trainer: Trainer, out: Path, sink: CsvSink, console: Console) -> None
             sink.log(trainer.summary())
             last = f"; the last good checkpoint is {out / LAST}" if has_checkpoint(out / LAST) else ""
             raise UserError(f"diverged: {error}{last}") from None
+        except OSError as error:  # a full disk, mostly
+            raise UserError(f"{out} cannot be written: {error}. Make room, then: {_how_to_go_on(out)}") from None
         except KeyboardInterrupt:  # asked twice: what is on the device is given up
             sink.log(trainer.summary())
-            console.print(_how_to_go_on(out))
+            console.print(f"stopped. {_how_to_go_on(out)}")
             raise
         if stop.asked and not trainer.finished:
             _save(trainer, out)
             sink.log(trainer.summary())
-            console.print(_how_to_go_on(out))
+            console.print(f"stopped. {_how_to_go_on(out)}")
             raise KeyboardInterrupt
     forget_previous(out / LAST)
 
@@ -129,8 +131,8 @@ def _save(trainer: Trainer, out: Path) -> None:
 
 def _how_to_go_on(out: Path) -> str:
     if has_checkpoint(out / LAST):
-        return f"stopped. Go on with --resume {out / LAST}"
-    return "stopped before there was anything to keep"
+        return f"Go on with --resume {out / LAST}"
+    return "start again, there is no checkpoint yet"
 
 
 def _make_folder(out: Path) -> None:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -141,7 +142,8 @@ class _Table:
         self._file.write(",".join(repr(row[c]) if c in row else "" for c in self._columns) + "\n")
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # every row was flushed when it was written; what is left is one that failed then
+            self._file.close()
 
 
 def _complete_lines(path: Path) -> list[str]:

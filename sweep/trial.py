@@ -250,7 +250,8 @@ class TrialRun:
         }
 
     def _save(self) -> None:
-        if self._saved_update != self._trainer.update:
+        # broken weights never take the place of sound ones
+        if self._saved_update != self._trainer.update and self._trainer.sound:
             save_checkpoint(self._checkpoint, self._trainer.state_dict(), keep_previous=True)
             self._saved_update = self._trainer.update
 

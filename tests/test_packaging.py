@@ -26,4 +26,6 @@ def test_the_wheel_holds_sweep_and_model_only(tmp_path: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"model", "sweep"}
     assert "sweep/report.html.jinja" in names
     assert "model/data/store.py" in names
-    assert not [name for name in names if name.endswith((".png", ".yaml"))]
+    assert "model/recipes/joint_test.yaml" in names
+    assert not [name for name in names if name.endswith(".png")]
+    assert {name.rpartition("/")[0] for name in names if name.endswith(".yaml")} == {"model/recipes"}

@@ -111,7 +111,12 @@ def test_rows_in_wandb_and_csv_equal_the_updates_done_in_every_trial(finished: t
             assert len(batches) == 6 * int(row["epochs_done"])
             assert [r for r in history if metrics.BATCH_STEP in r] == batches
             assert set(batches[0]) == set(metrics.BATCH_NAMES)
-            assert set(epochs[0]) == {*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES}
+            assert set(epochs[0]) == {
+                *metrics.EPOCH_NAMES,
+                *metrics.EVAL_NAMES,
+                *metrics.OBJECTIVE_NAMES,
+                "eval/effective_rank",
+            }
             assert set(json.loads((folder / "summary.json").read_text())) == set(metrics.SUMMARY_NAMES)
 
 
@@ -269,10 +274,10 @@ def test_a_killed_driver_costs_no_trial_and_a_second_one_is_refused_meanwhile(
 
 @slow
 def test_resources_that_only_ray_knows_to_be_missing_leave_the_folder_free(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, resources={"gpu": 99})
+    spec = write_spec(tmp_path, resources={"gpu": 8})
     done = sweep(spec, tmp_path / "results")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "a trial asks for 1 CPU and 99 GPU" in done.stderr
+    assert "a trial asks for 1 CPU and 8 GPU" in done.stderr
     assert main([str(spec), "--results", str(tmp_path / "results"), "--set", "resources.gpu=0", "--dry-run"]) == 0
 
 

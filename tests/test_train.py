@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -135,6 +136,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_gone_on_from(tmp
     assert main([str(config_file), "--out", str(parts), "--resume", str(last)]) == 0
     assert f"note: {last}: not a whole checkpoint" in capsys.readouterr().out
     assert tables(parts) == tables(whole)
+
+
+def test_a_full_disk_is_named_with_the_way_to_go_on(tmp_path):
+    config_file = written(tmp_path / "run.yaml", epochs=500, batch_size=2, pictures=0)
+    out = tmp_path / "out"
+    # a file may not grow beyond 560 kB: the checkpoint fits, the rows do not for ever
+    limited = f"ulimit -f 560; trap '' XFSZ; exec {shlex.join(command(config_file, '--out', out))}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", limited], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 2
+    assert f"error: {out} cannot be written: " in done.stderr
+    assert f"Go on with --resume {out / 'checkpoint' / 'last.pt'}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_finished_run_leaves_one_checkpoint_and_its_pictures(tmp_path, config_file):

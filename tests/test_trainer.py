@@ -332,6 +332,22 @@ def test_the_state_of_another_config_is_refused_with_what_differs():
         other.load_state_dict(state)
 
 
+def test_a_run_goes_on_where_its_data_were_moved_or_another_probe_is_wanted(tmp_path):
+    events = comparable(list(Trainer(tiny_config()).train()))
+    part = Trainer(tiny_config())
+    list(itertools.islice(part.train(), 3))
+    changes = {
+        "data": {"store_dir": tmp_path / "stores"},
+        "probe": {"label": "motion", "attentive": False},
+        "pictures": 0,
+    }
+    moved = Trainer(tiny_config(**changes))
+    moved.load_state_dict(part.state_dict())
+    rest = comparable(list(moved.train()))
+    probed = [{name: v for name, v in row.items() if not name.startswith("probe/")} for _, row in rest]
+    assert probed == [row for _, row in events[-len(rest) :]]
+
+
 def test_the_state_of_another_version_is_refused():
     trainer = Trainer(tiny_config())
     with pytest.raises(CheckpointError, match="checkpoint version 7; this program reads 2"):
