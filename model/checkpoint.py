@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -56,18 +57,19 @@ def forget_previous(path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. Raises CheckpointError where it is missing, cut short or a pickle."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of a pickle before it refuses it
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: not a whole checkpoint of this program: it is damaged, or holds objects whose loading could run "
-            "code, which is refused; remove it to start afresh"
+            "code, which is refused; give the checkpoint/last.pt of a run"
         ) from None
     except Exception as error:  # on damaged files torch raises whatever it stumbles over, IndexError for one
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: not a whole checkpoint of this program ({reason}); remove it to start afresh"
+            f"{path}: not a whole checkpoint of this program ({reason}); give the checkpoint/last.pt of a run"
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a checkpoint of this program")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm import create_model, list_models
@@ -62,19 +64,20 @@ class FrameEncoder(nn.Module):
         self.eval()
 
     @torch.no_grad()
-    def encode(self, frames: Tensor, sensor: str | None = None) -> Tensor:
+    def encode(self, frames: Tensor | NDArray[Any], sensor: str | None = None) -> Tensor:
         """Features of frames or clips, float32 [B, D].
 
         Args:
-            frames: uint8 [B, H, W, 3] or [B, T, H, W, 3], or float in 0-1 [B, 3, H, W] or [B, T, 3, H, W]; of any size.
-                A frame goes through the static embedding; of a clip of 3 or more, frames 1-3 go through the tube's.
+            frames: a tensor or array of frames of any size, uint8 [B, H, W, 3] or [B, T, H, W, 3], or float in 0-1
+                [B, 3, H, W] or [B, T, 3, H, W]. A frame goes through the static embedding; of a clip of 3 or more,
+                frames 1-3 go through the tube's.
             sensor: one of `sensors`; the unknown one if absent.
 
         Raises:
             DataError: frames of another shape, type or range, or not what an exported file was made for.
             ConfigError: a sensor that the encoder does not know.
         """
-        images = self._images(frames)
+        images = self._images(torch.as_tensor(frames))
         if isinstance(self.network, JointTactileMAE):
             patches = patchify(images.permute(0, 1, 3, 4, 2), self._patch)
             return self.network.encode(patches, self._places(sensor, len(images)))
@@ -127,12 +130,13 @@ class FrameEncoder(nn.Module):
         return torch.full((batch,), self.sensors.index(str(sensor)), device=self._mean.device)
 
 
-def load_encoder(path: Path) -> FrameEncoder:
+def load_encoder(path: Path | str) -> FrameEncoder:
     """The encoder of an exported file (.safetensors), of a training checkpoint or of a run's folder, on the CPU.
 
     Raises:
         CheckpointError: there is none, it is damaged, or not ours.
     """
+    path = Path(path)
     if path.suffix == ".safetensors":
         return _exported(path)
     run = read_run(path)

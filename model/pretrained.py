@@ -44,6 +44,9 @@ def load_pretrained(model: JointTactileMAE, config: TrainConfig) -> str:
     except ConfigError as error:
         raise ConfigError(f"encoder.pretrained = {error}") from None
     tensors = dict(weights.tensors)
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ConfigError(f"{where}: {_names(broken)} hold NaN or infinite numbers; take a file of sound weights")
     _check_architecture(tensors, model, where)
     if config.encoder.name is None and weights.heads not in (None, config.encoder.heads):
         raise ConfigError(

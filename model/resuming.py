@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,10 @@ def identity(config: TrainConfig, clips: Clips) -> dict[str, Any]:
 def check_identity(state: dict[str, Any], config: TrainConfig, clips: Clips) -> None:
     """Raise CheckpointError where a state is of another version, config (but for FREE_FIELDS) or data."""
     if state.get("version") != STATE_VERSION:
-        raise CheckpointError(f"checkpoint version {state.get('version')!r}; this program reads {STATE_VERSION}")
+        raise CheckpointError(
+            f"checkpoint version {state.get('version')!r}; this program reads {STATE_VERSION}. Give the "
+            "checkpoint/last.pt of a run of this version; weights to start from go into encoder.pretrained"
+        )
     if not isinstance(state.get("config"), dict):
         raise CheckpointError("the checkpoint holds no config")
     _check_config(state["config"], config.model_dump(mode="json"))
@@ -44,11 +48,22 @@ def check_identity(state: dict[str, Any], config: TrainConfig, clips: Clips) -> 
 
 
 def _check_config(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    theirs, ours = _fixed(theirs), _fixed(ours)
-    changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    there, here = dict(_flat(_fixed(theirs))), dict(_flat(_fixed(ours)))
+    changed = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     if changed:
-        shown = "; ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in changed)
-        raise CheckpointError(f"the checkpoint is of another config ({shown})")
+        shown = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in changed)
+        raise CheckpointError(
+            f"the checkpoint is of another config ({shown}); go on with the config.yaml beside it, or start a new run"
+        )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:

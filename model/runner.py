@@ -16,6 +16,7 @@ from model.config import TrainConfig
 from model.data.clips import load_clips
 from model.device import pick_device
 from model.distributed import World, joined
+from model.encoder import check_encoder
 from model.errors import ConfigError, UserError
 from model.folder import LAST
 from model.metrics import Level
@@ -63,6 +64,7 @@ def run(config: TrainConfig, out: Path, resume: Path | None, console: Console) -
 
 
 def _trainer(config: TrainConfig, resume: Path | None, world: World, console: Console) -> Trainer:
+    check_encoder(config)  # before frames are decoded for it
     if world.leads:  # the others wait at the store's lock, and find it built
         with decoding(console) as progress:
             clips = load_clips(config.data, progress)
@@ -151,8 +153,8 @@ def epoch_line(row: Row, epochs: int) -> str:
         f"{name} skill {row[f'eval/{name}_skill']:+.3f}" for name in ("static", "pred") if f"eval/{name}_skill" in row
     ]
     parts += [
-        f"{name} probe {row[f'probe/{name}_accuracy']:.3f}"
-        for name in ("linear", "attentive")
+        f"{name}{'' if name == 'chance' else ' probe'} {row[f'probe/{name}_accuracy']:.3f}"
+        for name in ("linear", "attentive", "chance")
         if f"probe/{name}_accuracy" in row
     ]
     return "  ".join([*parts, f"lr {row['epoch/lr']:.2e}"])

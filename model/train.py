@@ -53,10 +53,15 @@ def output_folder(options: argparse.Namespace) -> Path:
 
 
 def check_folder(out: Path, resume: Path | None) -> None:
-    """Raise ConfigError where the folder holds a run that is not to be gone on with."""
+    """Raise ConfigError where the folder holds a run that is not to be gone on with, or none where one is."""
     if resume is None and (out / LAST).exists():
         raise ConfigError(
             f"--out {out}: holds a run already; give --resume {out / LAST} to go on with it, or another --out"
+        )
+    if resume is not None and resume.exists() and not (out / "batch.csv").exists():
+        raise ConfigError(
+            f"--out {out}: holds no rows of a run, so a resumed one cannot go on there; leave --out out to go on in "
+            "the folder of the checkpoint, or copy that whole folder"
         )
 
 

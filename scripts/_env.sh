@@ -33,7 +33,7 @@ prepare_env() {
   wanted="$root $(cksum < "$root/pyproject.toml")"
   # an install with more in it serves as well
   if [ "$(cat "$stamp$extras" 2>/dev/null)" != "$wanted" ] && [ "$(cat "$stamp[dev]" 2>/dev/null)" != "$wanted" ]; then
-    echo "installing the package and what it needs (the first time about 6 GB and 3 minutes)"
+    echo "installing $root and what it needs into $(python -c 'import sys; print(sys.prefix)') (the first time about 6 GB and 3 minutes)"
     python -m pip install --quiet --disable-pip-version-check -e "$root$extras"
     printf '%s\n' "$wanted" > "$stamp$extras"
   fi

@@ -59,6 +59,12 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
     clips: dict[str, Clips] = {}
     encoders: set[str] = set()
     for config in (base, *_probes(spec)):
+        encoder = f"{config.encoder} {config.data.height_width}"
+        if (config.encoder.name is not None or config.encoder.pretrained) and encoder not in encoders:
+            from model.encoder import check_encoder  # imports timm: only where a name is to be checked
+
+            check_encoder(config)
+            encoders.add(encoder)
         key = config.data.model_dump_json()
         try:
             if key not in clips:
@@ -68,12 +74,6 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
             ProbeTask.of(config.probe, clips[key])
         except UserError as error:
             raise type(error)(_from_spec(str(error), spec)) from None
-        encoder = f"{config.encoder} {config.data.height_width}"
-        if (config.encoder.name is not None or config.encoder.pretrained) and encoder not in encoders:
-            from model.encoder import check_encoder  # imports timm: only where a name is to be checked
-
-            check_encoder(config)
-            encoders.add(encoder)
     data = clips[base.data.model_dump_json()]
     return SweepPlan(
         spec=spec,

@@ -44,6 +44,13 @@ def warnings_of(spec: SweepSpec) -> Iterator[str]:
             "alpha and beta are both searched, but under Adam only alpha : beta matters: one degree of freedom too "
             "many. Leave beta out; it is then 1 - alpha."
         )
+    unequal = [name for name in ("mode", "weighting") if name in searched]
+    if unequal and spec.metric.name == "objective/value":
+        yield (
+            f"{' and '.join(unequal)} is searched: a mode that trains one loss has no imbalance or instability, and "
+            "weights that move are made to balance, so the penalties favour some choices by themselves. Write metric: "
+            "{name: eval/reference_loss, goal: minimize}."
+        )
     if spec.method != "grid" and spec.run_cap is None:
         yield f"run_cap is absent: {spec.num_trials} trials will run. Write run_cap."
     if spec.method == "grid" and spec.num_trials < (spec.space.grid_size or 0):

@@ -52,6 +52,12 @@ def test_a_checkpoint_encodes_single_frames_and_clips(run, frames, tmp_path):
         assert torch.allclose(encoder.encode(clips[:, 0]), wanted(run, clips), atol=1e-5)
 
 
+def test_a_path_as_text_and_frames_as_an_array_will_do(run, tmp_path):
+    path = checkpoint(run, tmp_path / "last.pt")
+    frames = raw_frames(2, 8, 20, 3)
+    assert torch.equal(load_encoder(str(path)).encode(frames.numpy()), load_encoder(path).encode(frames))
+
+
 def test_the_folder_of_a_run_will_do(run, tmp_path):
     checkpoint(run, tmp_path / "checkpoint" / "last.pt")
     frames = raw_frames(2, 1, 8, 20, 3)

@@ -286,6 +286,15 @@ def test_weights_in_clips_architecture_come_with_a_word_on_quickgelu(name, hinte
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    vit = random_vit("vit_tiny_patch16_224")
+    with torch.no_grad():
+        vit.blocks[3].mlp.fc1.bias[0] = torch.nan
+    path = saved(vit, tmp_path / "broken.safetensors")
+    with pytest.raises(ConfigError, match=r"blocks\.3\.mlp\.fc1\.bias hold NaN or infinite numbers"):
+        loaded(named_config("vit_tiny_patch16_224", path))
+
+
 def test_an_encoder_of_another_width_or_depth_is_refused_with_both(tmp_path):
     path = saved(random_vit("test_vit"), tmp_path / "vit.safetensors")
     with pytest.raises(ConfigError, match=r"of width 64 and 6 blocks, but the config's has width 32 and 2 blocks; set"):

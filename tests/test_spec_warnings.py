@@ -17,6 +17,10 @@ SPECS = Path(__file__).parents[1] / "sweeps"
         ({"metric": {"name": "summary/best_loss"}}, "metric.name: summary/best_loss does not compare across alpha"),
         ({"metric": {"name": "eval/pred_skill"}}, "better when higher. Write goal: maximize"),
         ({"parameters": ALPHA | {"beta": {"min": 0.1, "max": 0.9}}}, "one degree of freedom too many"),
+        (
+            {"parameters": {"mode": {"values": ["joint", "static"]}}, "run_cap": 9},
+            "mode is searched: a mode that trains",
+        ),
         ({"run_cap": None}, "run_cap is absent: 16 trials will run"),
         ({"method": "grid", "parameters": GRID, "run_cap": 4}, "run_cap = 4 cuts the grid of 6 combinations"),
         ({"run_cap": 8}, "TPE never takes over"),

@@ -210,8 +210,8 @@ def test_a_run_is_gone_on_with_where_its_checkpoint_is_unless_out_is_given(tmp_p
     capsys.readouterr()
     other = tmp_path / "other"
     message = refusal(capsys, config_file, "--out", other, "--resume", checkpoint)
-    assert not any(other.iterdir())
-    assert "holds 0 rows, but the checkpoint was made after 12" in message
+    assert not other.exists()
+    assert f"--out {other}: holds no rows of a run" in message
 
 
 def test_the_checkpoint_of_another_config_is_refused(tmp_path, config_file, capsys):

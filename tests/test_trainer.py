@@ -328,7 +328,9 @@ def test_a_finished_run_gives_its_summary_again(tmp_path):
 def test_the_state_of_another_config_is_refused_with_what_differs():
     state = Trainer(tiny_config()).state_dict()
     other = Trainer(tiny_config(alpha=0.25, encoder={"depth": 2}))
-    with pytest.raises(CheckpointError, match=r"of another config \(alpha: 0\.5 there, 0\.25 here; encoder: "):
+    with pytest.raises(
+        CheckpointError, match=r"of another config \(alpha: 0\.5 there, 0\.25 here; encoder\.depth: 1 there, 2 here\)"
+    ):
         other.load_state_dict(state)
 
 
