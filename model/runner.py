@@ -54,6 +54,8 @@ def run(config: TrainConfig, out: Path, resume: Path | None, console: Console) -
         )
         if trainer.loaded is not None:
             console.print(trainer.loaded)
+        if trainer.finished:
+            console.print("the run was finished already; nothing is left to train")
         try:
             _train(trainer, out, sink, console)
             if config.pictures:
@@ -99,6 +101,8 @@ def _train(trainer: Trainer, out: Path, sink: CsvSink, console: Console) -> None
                         break
                     if time.monotonic() - saved_at < SAVE_EVERY_S:
                         continue
+                if event.level is Level.SUMMARY:
+                    break  # the last epoch was saved
                 if event.level is Level.EPOCH:
                     if not all(map(math.isfinite, event.values.values())):
                         continue
