@@ -43,7 +43,7 @@ class SweepPlan:
 
     @property
     def rows_per_trial(self) -> int:
-        """W&B rows of a trial that is not stopped early: one per update and one per epoch."""
+        """W&B rows of metrics of a trial that is not stopped early: one per update and one per epoch."""
         return self.base.epochs * (self.epoch.updates + 1)
 
 
