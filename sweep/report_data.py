@@ -100,6 +100,7 @@ def _trial(row: Mapping[str, Any], folder: Path, spec: SweepSpec, notes: list[st
     outcome = Outcome(row["state"])
     record = Record(
         number=int(row["trial"]),
+        trial=row["trial"],
         values={name: row[name] for name in spec.space.parameters if name in row},
         preset=row.get("preset"),
         outcome=outcome,

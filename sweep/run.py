@@ -105,7 +105,7 @@ def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console) -> int:
             num_trials=spec.num_trials,
             done=len(ended),
             epochs=plan.base.epochs,
-            find=lambda trial: study.record(int(trial)),
+            find=study.record,
             sign=1.0 if spec.metric.goal == "minimize" else -1.0,
             metric=spec.metric.name,
             on_ended=table.update,

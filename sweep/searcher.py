@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from model.config import TrainConfig
 from model.errors import ConfigError
-from sweep.study import Outcome, Suggestion, SweepStudy, trial_name
+from sweep.study import Outcome, Suggestion, SweepStudy
 
 # what a trial reports to Tune beside the metrics
 EPOCHS = "epochs_done"
@@ -70,7 +70,7 @@ class StudySearcher(Searcher):
                 continue
             self._numbers[trial_id] = suggestion.number
             return {
-                "trial": trial_name(suggestion.number),
+                "trial": suggestion.trial,
                 "values": suggestion.values,
                 "preset": suggestion.preset,
                 "config": config.model_dump(mode="json"),

@@ -22,16 +22,22 @@ class Space:
 
     Args:
         entries: flat names -> entries in W&B's grammar, such as `SweepSpec.parameters`. ValueError for a wrong one.
+        conditions: parameter -> other parameter -> the value, or list of values, with which the first one matters.
+            A sampler still draws a parameter that does not matter, so that each of them can be used; it is dropped
+            from the trainer's values.
 
     Attributes:
         parameters: what is searched.
         constants: values (W&B's `value`) that every trial gets.
     """
 
-    def __init__(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, entries: Mapping[str, Mapping[str, Any]], conditions: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
         parsed = {name: parse_entry(entry) for name, entry in entries.items()}
         self.parameters = {name: parameter for name, parameter in parsed.items() if parameter is not None}
         self.constants = {name: entries[name]["value"] for name, parameter in parsed.items() if parameter is None}
+        self.conditions = {name: dict(needed) for name, needed in (conditions or {}).items()}
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -39,8 +45,22 @@ class Space:
         return {name: parameter.distribution for name, parameter in self.parameters.items()}
 
     def to_values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Optuna's parameters (all, or some) -> the trainer's values of the searched parameters."""
-        return {name: self.parameters[name].to_value(stored) for name, stored in params.items()}
+        """Optuna's parameters (all, or some) -> the trainer's values of the searched parameters that matter."""
+        return self.that_matter({name: self.parameters[name].to_value(stored) for name, stored in params.items()})
+
+    def that_matter(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without the values of parameters whose conditions do not hold."""
+        if not self.conditions:
+            return dict(values)
+        return {name: value for name, value in values.items() if self._matters(name, values)}
+
+    def _matters(self, name: str, values: Mapping[str, Any]) -> bool:
+        return all(
+            other in values
+            and values[other] in (wanted if isinstance(wanted, list | tuple) else [wanted])
+            and self._matters(other, values)
+            for other, wanted in self.conditions.get(name, {}).items()
+        )
 
     def from_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The trainer's values (all, or some) -> Optuna's parameters, for `study.enqueue_trial`.
@@ -75,7 +95,10 @@ class Space:
             if parameter.count is None:
                 raise ValueError(f"{name} is continuous: it has no grid; give values, or a q_ distribution")
         axes = [[p.value_at(i) for i in range(p.count or 0)] for p in self.parameters.values()]
-        return [dict(zip(self.parameters, point, strict=True)) for point in itertools.product(*axes)]
+        points = [
+            self.that_matter(dict(zip(self.parameters, point, strict=True))) for point in itertools.product(*axes)
+        ]
+        return [point for place, point in enumerate(points) if not self.conditions or point not in points[:place]]
 
     def default_presets(self) -> tuple[dict[str, Any], ...]:
         """Equal weights, and balanced ones: the dynamic loss is usually 1.5-2 times the static one."""

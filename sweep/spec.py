@@ -12,29 +12,36 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from model import metrics
 from model.config import TrainConfig
 from model.configfile import field_paths, load_yaml, validated, with_overrides
 from model.errors import guess
 from model.fields import PositiveInt
+from sweep.blocks import (
+    Block,
+    Confirm,
+    EarlyTerminate,
+    MetricSettings,
+    Retries,
+    SearchSettings,
+    WandbSettings,
+)
 from sweep.grammar import flatten, nest, parse_entry
 from sweep.objective import ObjectiveSettings
 from sweep.resources import Resources
+from sweep.search_checks import check_search
 from sweep.space import Space
 from sweep.spec_checks import check_space
 from sweep.spec_warnings import warnings_of
 
 DEFAULT_TRIALS = 16  # of method bayes or random without run_cap
-METRIC_NAMES = (*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES, "summary/best_loss")
 OUR_BLOCKS = ("trainer", "objective", "search", "resources", "confirm", "wandb", "retries")
 FOR_WANDB_ONLY = ("program", "command", "controller", "apiVersion", "kind", "job", "image_uri")
 NO_SCHEDULER = (
     "W&B's schedulers do not run here: leave scheduler out, write method: bayes (TPE), random or grid, and see search"
 )
-NO_METRICS = "one metric is optimised: write metric; its default, objective/value, is a weighted sum (see objective)"
-ELSEWHERE = {"scheduler": NO_SCHEDULER, "metrics": NO_METRICS}  # keys of W&B that ask for another searcher than ours
+ELSEWHERE = {"scheduler": NO_SCHEDULER}  # keys of W&B that ask for another searcher than ours
 
 
 def _checked_entry(entry: Any) -> Any:
@@ -42,120 +49,10 @@ def _checked_entry(entry: Any) -> Any:
     return entry
 
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Entry = Annotated[dict[str, Any], BeforeValidator(_checked_entry)]
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class MetricSettings(_Block):
-    """What the sweep optimises, as in W&B."""
-
-    name: str = "objective/value"
-    """A metric of model/metrics.py that is reported at epoch ends, or summary/best_loss."""
-    goal: Literal["minimize", "maximize"] = "minimize"
-    """`maximize` is right for the skill scores."""
-    target: Finite | None = None
-    """No new trial starts once one has reached this value."""
-    impute: Literal["latest", "best", "worst"] | None = None
-    """For W&B only, as the next: here a trial that failed has no value."""
-    impute_while_running: Literal["latest", "best", "worst", "false", False] | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _reported(cls, name: str) -> str:
-        if name not in METRIC_NAMES:
-            raise ValueError(
-                f"{name!r} is not reported at epoch ends;{guess(name, METRIC_NAMES)} Known: {', '.join(METRIC_NAMES)}."
-            )
-        return name
-
-
-class EarlyTerminate(_Block):
-    """Successive halving (Li et al. 2018, ASHA), in W&B's words: give min_iter, or max_iter and s."""
-
-    type: Literal["hyperband"]
-    """W&B knows no other."""
-    min_iter: PositiveInt | None = None
-    """Epochs before the first decision."""
-    max_iter: PositiveInt | None = None
-    """Epochs of a full trial; goes with s and, as in W&B, before min_iter."""
-    s: PositiveInt | None = None
-    """Number of decisions: after max_iter / eta, max_iter / eta^2, ..., max_iter / eta^s epochs."""
-    eta: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 3
-    """1/eta of the trials go on after each decision."""
-    strict: bool | None = None
-    """W&B's stricter rule, for its own agents only."""
-
-    @model_validator(mode="after")
-    def _first_decision_is_known(self) -> Self:
-        if self.min_iter is None and (self.max_iter is None or self.s is None):
-            raise ValueError(
-                "must have min_iter, or max_iter and s; for example {type: hyperband, min_iter: 2, eta: 3}"
-            )
-        if self.max_iter is not None and self.s is not None and self.max_iter < self.eta:
-            raise ValueError(
-                f"max_iter = {self.max_iter} is below eta = {self.eta}, so there is nothing to decide; "
-                "raise max_iter or lower eta"
-            )
-        return self
-
-    @property
-    def first_rung(self) -> int:
-        """Epochs before the first decision: min_iter, or max_iter / eta^s (W&B skips those below one epoch)."""
-        if self.max_iter is None or self.s is None:
-            assert self.min_iter is not None
-            return self.min_iter
-        rung = float(self.max_iter)
-        for _ in range(self.s):
-            if rung / self.eta < 1:
-                break
-            rung /= self.eta
-        return int(rung)
-
-
-class SearchSettings(_Block):
-    """How the searcher works; W&B leaves this to its server."""
-
-    sampler: Literal["tpe", "random"] | None = None
-    """tpe for method bayes and random for method random if absent; method grid has none."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of the sampler."""
-    presets: tuple[dict[str, Any], ...] | None = None
-    """Trials to run first: values of some parameters; `trainer` gives the others where it can. If absent and alpha is
-    searched: equal weights (0.5) and balanced weights (0.75)."""
-    startup_trials: Annotated[int, Field(ge=0)] = 8
-    """Random trials before TPE models the results."""
-
-
-class Confirm(_Block):
-    """Training the best configs again with other seeds."""
-
-    top_k: PositiveInt
-    """How many of the best trials."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)]
-    """Training seeds; each config is trained with each."""
-
-
-class WandbSettings(_Block):
-    """Whether and how trials are recorded in W&B."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online where credentials exist, else offline; never a prompt."""
-    init_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20
-    """Seconds to wait for the server at a trial's start."""
-
-
-class Retries(_Block):
-    """What happens to a trial whose process died."""
-
-    max_failures: Annotated[int, Field(ge=0)] = 2
-    """How often it is started again from its last checkpoint."""
-
-
-class SweepSpec(_Block):
+class SweepSpec(Block):
     """A sweep. Made by `load_spec`; every value in its space is one that TrainConfig takes."""
 
     name: Annotated[str, Field(max_length=100)]
@@ -170,6 +67,8 @@ class SweepSpec(_Block):
     """bayes is Optuna's TPE; grid tries every combination once."""
     metric: MetricSettings = MetricSettings()
     """What is optimised."""
+    metrics: Annotated[tuple[MetricSettings, ...], Field(max_length=8)] = ()
+    """What is optimised at once, in place of `metric`: the sweep finds the Pareto front. W&B has no such thing."""
     parameters: dict[str, Entry]
     """W&B's grammar; nested `parameters` are flattened to dotted TrainConfig names (data.frame_stride)."""
     early_terminate: EarlyTerminate | None = None
@@ -194,7 +93,7 @@ class SweepSpec(_Block):
     resources: Resources = Resources()
     """CPU and GPU of a trial."""
     confirm: Confirm | None = None
-    """Accepted, and not run yet."""
+    """Train the best again with fresh seeds; only then is there an answer."""
     wandb: WandbSettings = WandbSettings()
     """W&B recording."""
     retries: Retries = Retries()
@@ -212,6 +111,8 @@ class SweepSpec(_Block):
                 raise ValueError(f"{key} = {given[key]!r}: {remedy}")
         if given.get("method") == "custom":
             raise ValueError(f"method = 'custom': {NO_SCHEDULER}")
+        if given.get("metrics") and "metric" in given:
+            raise ValueError("metric and metrics are both given; write metric for one, metrics for a Pareto front")
         return given
 
     @field_validator("name")
@@ -244,7 +145,8 @@ class SweepSpec(_Block):
     def _defaults_of_search(cls, search: SearchSettings, info: ValidationInfo) -> SearchSettings:
         if not {"method", "parameters", "trainer"} <= info.data.keys():
             return search  # they have errors of their own
-        method, space, trainer = info.data["method"], Space(info.data["parameters"]), info.data["trainer"]
+        method, trainer = info.data["method"], info.data["trainer"]
+        space = Space(info.data["parameters"], search.conditions)
         if method == "grid" and search.sampler is not None:
             raise ValueError(f"sampler = {search.sampler!r}: method grid tries every combination; leave it out")
         sampler = search.sampler or {"bayes": "tpe", "random": "random", "grid": None}[method]
@@ -257,13 +159,19 @@ class SweepSpec(_Block):
 
     @model_validator(mode="after")
     def _whole_space_trains(self) -> Self:
+        check_search(self)
         check_space(self)
         return self
 
     @cached_property
     def space(self) -> Space:
         """The search space, ready for Optuna."""
-        return Space(self.parameters)
+        return Space(self.parameters, self.search.conditions)
+
+    @property
+    def objectives(self) -> tuple[MetricSettings, ...]:
+        """What is optimised: one metric, or several of which the Pareto front is looked for."""
+        return self.metrics or (self.metric,)
 
     @property
     def presets(self) -> tuple[dict[str, Any], ...]:
@@ -292,6 +200,11 @@ class SweepSpec(_Block):
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in; `SweepSpec` made of it is equal to this one."""
         content = self.wandb_sweep_config()
+        if self.metrics:
+            del content["metric"]
+            content["metrics"] = [metric.model_dump(mode="json", exclude_none=True) for metric in self.metrics]
+        if self.early_terminate is not None:
+            content["early_terminate"] = self.early_terminate.content()
         for key in OUR_BLOCKS:
             if (block := getattr(self, key)) is not None:
                 content[key] = block.model_dump(mode="json")
@@ -305,12 +218,12 @@ class SweepSpec(_Block):
         return content
 
     def wandb_sweep_config(self) -> dict[str, Any]:
-        """The W&B sweep config in this spec: only keys that W&B knows, `parameters` nested."""
+        """The W&B sweep config in this spec: only what W&B knows; of several metrics the first."""
         keys = {"name", "description", "project", "entity", "method", "run_cap", *FOR_WANDB_ONLY}
         content = self.model_dump(mode="json", include=keys, exclude_none=True)
-        content["metric"] = self.metric.model_dump(mode="json", exclude_none=True)
-        if self.early_terminate is not None:
-            content["early_terminate"] = self.early_terminate.model_dump(mode="json", exclude_none=True)
+        content["metric"] = self.objectives[0].model_dump(mode="json", exclude_none=True)
+        if self.early_terminate is not None and self.early_terminate.type == "hyperband":
+            content["early_terminate"] = self.early_terminate.content()
         content["parameters"] = nest(self.parameters)
         return content
 

@@ -60,8 +60,6 @@ def warnings_of(spec: SweepSpec) -> Iterator[str]:
             f"search.startup_trials = {spec.search.startup_trials} of {spec.num_trials} trials: TPE never takes over, "
             "the search is random. Lower it or raise run_cap."
         )
-    if spec.confirm is not None:
-        yield "confirm is accepted, but this version does not run it yet."
     measuring = [name for name in searched if name.startswith(CHANGES_EVALUATION) and name not in KEEPS_EVALUATION]
     if measuring and not spec.metric.name.endswith("_skill"):
         yield (

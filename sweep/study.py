@@ -41,9 +41,9 @@ class Outcome(StrEnum):
     FAILED = "failed"  # crashed, again after every retry
 
 
-def trial_name(number: int) -> str:
+def trial_name(number: int, prefix: str = "") -> str:
     """The one id of a trial: its folder, its Ray directory and the end of its W&B id."""
-    return f"{number:04d}"
+    return f"{prefix}{number:04d}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Suggestion:
     """A trial to run. `values` are trainer fields by dotted name; `preset` names the preset it came from."""
 
     number: int
+    trial: str
     values: Values
     preset: str | None
 
@@ -60,17 +61,13 @@ class Record:
     """A trial of the study. `value` is the last one reported (None before the first), also of a pruned trial."""
 
     number: int
+    trial: str
     values: Values
     preset: str | None
     outcome: Outcome
     value: float | None
     epochs: int
     reason: str | None
-
-    @property
-    def trial(self) -> str:
-        """The trial's id."""
-        return trial_name(self.number)
 
 
 class SweepStudy:
@@ -85,6 +82,7 @@ class SweepStudy:
         startup_trials: random trials before TPE models anything.
         direction: of the reported metric.
         first: (preset name or None, values) to try before the sampler is asked; the same each time.
+        prefix: of the trials' ids, which tells them from those of another study in the same folder.
     """
 
     def __init__(
@@ -98,9 +96,11 @@ class SweepStudy:
         startup_trials: int = 8,
         direction: Literal["minimize", "maximize"] = "minimize",
         first: Iterable[tuple[str | None, Values]] = (),
+        prefix: str = "",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space = space
+        self.space = space
+        self._prefix = prefix
         self._sampler = sampler
         self._seed = seed
         self._startup_trials = startup_trials
@@ -119,14 +119,23 @@ class SweepStudy:
             frozen = self._unfinished.popleft()
             self._study.sampler = self._make_sampler(frozen.number)
             trial = Trial(self._study, frozen._trial_id)
-            for name, distribution in self._space.distributions.items():
+            for name, distribution in self.space.distributions.items():
                 _suggest(trial, name, distribution)  # what it has stays; a driver killed within `ask` left less
         else:
             self._study.sampler = self._make_sampler(self._asked)
-            trial = self._study.ask(self._space.distributions)
+            trial = self._study.ask(self.space.distributions)
             self._asked += 1
         self._running[trial.number] = trial
-        return Suggestion(trial.number, self._space.to_values(trial.params), trial.user_attrs.get("preset"))
+        return Suggestion(
+            number=trial.number,
+            trial=self.trial_name(trial.number),
+            values=self.space.to_values(trial.params),
+            preset=trial.user_attrs.get("preset"),
+        )
+
+    def trial_name(self, number: int) -> str:
+        """Id of the trial with this number."""
+        return trial_name(number, self._prefix)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Keep the value after an epoch (from 0); one that is not finite, or was reported before, is left out."""
@@ -167,9 +176,9 @@ class SweepStudy:
         frozen = self._study.get_trials(deepcopy=False)
         return [self._record(trial) for trial in frozen if trial.state != TrialState.WAITING]
 
-    def record(self, number: int) -> Record:
-        """One trial, started before."""
-        return self._record(self._study.get_trials(deepcopy=False)[number])
+    def record(self, trial: str) -> Record:
+        """One trial, started before, by its id."""
+        return self._record(self._study.get_trials(deepcopy=False)[int(trial.removeprefix(self._prefix))])
 
     def intermediate_values(self) -> dict[int, dict[int, float]]:
         """Reported values by trial number and epoch."""
@@ -179,7 +188,8 @@ class SweepStudy:
         steps = trial.intermediate_values
         return Record(
             number=trial.number,
-            values=self._space.to_values(trial.params),
+            trial=self.trial_name(trial.number),
+            values=self.space.to_values(trial.params),
             preset=trial.user_attrs.get("preset"),
             outcome=Outcome(trial.user_attrs.get("outcome", Outcome.RUNNING)),
             value=steps[max(steps)] if steps else None,
@@ -194,7 +204,7 @@ class SweepStudy:
         if self._sampler == "random":
             return RandomSampler(seed=seed)
         return _KnownSpaceTPE(
-            self._space.distributions,
+            self.space.distributions,
             seed=seed,
             n_startup_trials=self._startup_trials,
             multivariate=True,

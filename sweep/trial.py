@@ -27,8 +27,8 @@ from model.metrics import Level
 from model.sinks import CsvSink, Event, History, Row, Sink, read_csv, write_text
 from model.team import Team
 from model.trainer import NonFiniteLossError, Trainer
+from sweep.blocks import WandbSettings
 from sweep.objective import Objective, ObjectiveSettings
-from sweep.spec import WandbSettings
 from sweep.wandb_sink import RunIdentity, WandbSink
 
 SAVE_EVERY_S = 60.0  # a killed trial loses at most about a minute of training

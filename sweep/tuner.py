@@ -35,10 +35,11 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from model.errors import ConfigError, UserError
+from sweep.resources import Resources
 from sweep.results import ResultsFolder
 from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, REFUSED, StudySearcher
-from sweep.spec import Resources, SweepSpec
-from sweep.study import SweepStudy, trial_name
+from sweep.spec import SweepSpec
+from sweep.study import SweepStudy
 
 if TYPE_CHECKING:
     from sweep.trial import TrialRun
@@ -183,7 +184,7 @@ class AshaKeepingPresets(AsyncHyperBandScheduler):
     def replay(self, study: SweepStudy) -> None:
         """Learn what the study's trials reported, so that a resumed sweep decides as an uninterrupted one."""
         for number, values in study.intermediate_values().items():
-            trial = _Named(trial_name(number))
+            trial = _Named(study.trial_name(number))
             super().on_trial_add(None, trial)
             for epoch in sorted(values):
                 super().on_trial_result(None, trial, {self._time_attr: epoch + 1, self._metric: values[epoch]})
@@ -232,9 +233,19 @@ class _TuneCallback(tune.Callback):
 
 
 def run_trials(
-    spec: SweepSpec, folder: ResultsFolder, study: SweepStudy, sweep_uid: str, num_trials: int, watcher: Watcher
+    spec: SweepSpec,
+    folder: ResultsFolder,
+    study: SweepStudy,
+    sweep_uid: str,
+    num_trials: int,
+    watcher: Watcher,
+    *,
+    search: bool = True,
 ) -> bool:
     """Run `num_trials` more trials (unfinished ones included) to their ends; True where the user stopped it.
+
+    Args:
+        search: trials may be stopped early, and metric.target ends the search; else each trains to its end.
 
     Raises ConfigError where no node has the resources of one trial.
     """
@@ -244,9 +255,9 @@ def run_trials(
         num_trials,
         metric=spec.metric.name,
         mode=mode,
-        make_config=lambda values: spec.space.to_config(spec.trainer, values),
-        crash_reason=lambda number: _crash_reason(folder, number),
-        target=spec.metric.target,
+        make_config=lambda values: study.space.to_config(spec.trainer, values),
+        crash_reason=lambda number: _crash_reason(folder, study.trial_name(number)),
+        target=spec.metric.target if search else None,
     )
     # in this order: ray.init puts a SIGTERM handler of its own in place of any other
     with _ray() as nodes, _stopping(searcher, folder.stop_file, watcher) as stopped:
@@ -267,7 +278,7 @@ def run_trials(
             param_space={"shared": shared, "stop_file": str(folder.stop_file), "threads": spec.resources.threads},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_scheduler(spec, study, mode),
+                scheduler=_scheduler(spec, study, mode) if search else FIFOScheduler(),
                 num_samples=num_trials,
                 max_concurrent_trials=concurrent,
                 reuse_actors=True,
@@ -409,9 +420,8 @@ def _collected_warnings(texts: list[str]) -> Iterator[None]:
             log.removeHandler(handler)
 
 
-def _crash_reason(folder: ResultsFolder, number: int) -> str:
+def _crash_reason(folder: ResultsFolder, trial: str) -> str:
     """Why a trial crashed: the last line of its traceback, where it left one."""
-    trial = trial_name(number)
     try:
         text = (folder.trial_folder(trial) / ERROR_FILE).read_text(encoding="utf-8").strip()
     except OSError:

@@ -28,7 +28,7 @@ from model.metrics import Level
 from model.sinks import CsvSink, Event, Row, read_csv
 from model.team import Team, TeamError
 from model.trainer import NonFiniteLossError, Trainer
-from sweep.spec import WandbSettings
+from sweep.blocks import WandbSettings
 from sweep.trial import TrialJob, TrialRun
 from tests.sweeping import tiny_content as sweep_content
 from tests.sweeping import trial_folders

@@ -30,7 +30,7 @@ class Board:
         )
 
     def end(self, number: int, outcome: Outcome, value: float | None, reason: str | None = None) -> None:
-        record = Record(number, {"alpha": 0.51234567}, None, outcome, value, 2, reason)
+        record = Record(number, f"{number:04d}", {"alpha": 0.51234567}, None, outcome, value, 2, reason)
         self.records[record.trial] = record
         self.progress.ended(record.trial)
 

@@ -28,7 +28,7 @@ def opened(path: Path) -> ResultsFolder:
 
 def record(number: int = 0, outcome: Outcome = Outcome.COMPLETE, **values: Any) -> Record:
     values = {"alpha": 0.5, "base_lr": 0.03} | values
-    return Record(number, values, "equal-weights", outcome, 0.7, 1, None)
+    return Record(number, f"{number:04d}", values, "equal-weights", outcome, 0.7, 1, None)
 
 
 def test_a_new_folder_is_made_and_its_spec_loads_again(tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def test_a_trial_ends_as_what_its_last_result_says(
     searcher.suggest("a")
     searcher.on_trial_result("a", result(1, 0.9))
     searcher.on_trial_complete("a", last)
-    assert (study.record(0).outcome, study.record(0).value) == (outcome, value)
+    assert (study.record("0000").outcome, study.record("0000").value) == (outcome, value)
 
 
 def test_a_crashed_trial_fails_with_its_reason(tmp_path: Path) -> None:
     study, searcher = make(tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", error=True)
-    assert (study.record(0).outcome, study.record(0).reason) == (Outcome.FAILED, "crash of 0")
+    assert (study.record("0000").outcome, study.record("0000").reason) == (Outcome.FAILED, "crash of 0")
 
 
 def test_values_that_do_not_go_together_are_a_failed_trial_and_the_next_is_tried(tmp_path: Path) -> None:
@@ -88,7 +88,10 @@ def test_values_that_do_not_go_together_are_a_failed_trial_and_the_next_is_tried
     suggestion = searcher.suggest("a")
     assert isinstance(suggestion, dict)
     assert suggestion["trial"] == "0001"
-    assert (study.record(0).outcome, study.record(0).reason) == (Outcome.FAILED, "trial: min_lr is above the peak")
+    assert (study.record("0000").outcome, study.record("0000").reason) == (
+        Outcome.FAILED,
+        "trial: min_lr is above the peak",
+    )
 
 
 def test_no_new_trial_after_one_reached_the_target(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_given_presets_replace_the_default_ones():
             {"method": "custom", "scheduler": {"engine": "optuna"}},
             ["scheduler = {'engine': 'optuna'}", "leave scheduler"],
         ),
-        ({"metrics": [{"name": "a"}, {"name": "b"}]}, ["metrics = [{'name': 'a'}", "one metric is optimised"]),
+        ({"metrics": [{"name": "a"}, {"name": "b"}]}, ["metrics.0.name: 'a' is not reported"]),
         ({"kind": "sweeps"}, ["kind = 'sweeps'; must be 'sweep'"]),
         ({"metric": {"impute": "mean"}}, ["metric.impute = 'mean'; must be 'latest', 'best' or 'worst'"]),
         ({"metric": {"name": "eval/static_skil"}}, ["metric.name: 'eval/static_skil'", "did you mean 'eval/static_sk"]),

@@ -24,7 +24,6 @@ SPECS = Path(__file__).parents[1] / "sweeps"
         ({"run_cap": None}, "run_cap is absent: 16 trials will run"),
         ({"method": "grid", "parameters": GRID, "run_cap": 4}, "run_cap = 4 cuts the grid of 6 combinations"),
         ({"run_cap": 8}, "TPE never takes over"),
-        ({"confirm": {"top_k": 3, "seeds": [1, 2]}}, "does not run it yet"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 8}}, "nothing is ever stopped early"),
         ({"trainer": {"alpha": 0.3}}, "trainer.alpha is also a parameter; the parameter wins"),
         ({"parameters": {"alpha": {"min": 0, "max": 1}}, "search": {"presets": []}}, "Write 0.0 and 1.0"),

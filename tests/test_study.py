@@ -138,19 +138,19 @@ def test_what_a_dead_driver_left_running_is_handed_out_first_with_its_number_and
     assert study.next().number == 3
     study.report(lost[0].number, 1, 1.5)
     study.finish(lost[0].number, Outcome.COMPLETE)
-    assert study.record(lost[0].number).value == 1.5
+    assert study.record(lost[0].trial).value == 1.5
 
 
 def test_a_released_trial_stays_running_for_the_next_driver(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     number = study.next().number
     study.release(number)
-    assert study.record(number).outcome is Outcome.RUNNING
+    assert study.record(f"{number:04d}").outcome is Outcome.RUNNING
     assert open_study(tmp_path).next().number == number
 
 
 def record(number: int, outcome: Outcome, value: float | None) -> Record:
-    return Record(number, {}, None, outcome, value, 3, None)
+    return Record(number, f"{number:04d}", {}, None, outcome, value, 3, None)
 
 
 def test_the_best_trial_is_one_that_trained_to_its_end() -> None:

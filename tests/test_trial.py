@@ -17,8 +17,8 @@ from model import metrics
 from model.config import TrainConfig
 from model.data.clips import load_clips
 from model.sinks import read_csv
+from sweep.blocks import WandbSettings
 from sweep.objective import ObjectiveSettings, score
-from sweep.spec import WandbSettings
 from sweep.trial import EpochReport, TrialJob, TrialRun
 from tests.offline import read_history, read_pictures, read_summary
 from tests.sweeping import TINY_TRAINER

@@ -10,8 +10,8 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from model.errors import ConfigError
+from sweep.resources import Resources
 from sweep.searcher import EPOCHS
-from sweep.spec import Resources
 from sweep.study import SweepStudy
 from sweep.tuner import AshaKeepingPresets, max_concurrent
 from tests.sweeping import tiny_spec
