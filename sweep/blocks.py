@@ -121,7 +121,7 @@ class Plateau(Block):
     """The search has stopped getting better."""
 
     trials: PositiveInt
-    """Trials that trained to their end, in a row, without a better best one."""
+    """Trials in a row without a better best one; trials that were stopped early or diverged count, crashed ones not."""
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """A better best one is better by more than this."""
 

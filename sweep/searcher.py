@@ -7,18 +7,21 @@ is told as what it is, and the study's journal is all the state there is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from model.config import TrainConfig
 from model.errors import ConfigError
+from sweep.blocks import MetricSettings
+from sweep.stopping import StopRules
 from sweep.study import Outcome, Suggestion, SweepStudy
 
 # what a trial reports to Tune beside the metrics
 EPOCHS = "epochs_done"
 FINISHED, DIVERGED, INTERRUPTED = "trial_finished", "trial_diverged", "trial_interrupted"
+SECONDS = "time_total_s"  # Tune's own: what the trial took so far in this session
 REFUSED = "trial_refused"  # bad input that only the worker could find: why; it is not tried again
 
 
@@ -28,45 +31,52 @@ class StudySearcher(Searcher):
     Args:
         study: where suggestions come from and results go.
         num_trials: how many trials to hand out in all, unfinished ones of an earlier driver included.
-        metric: name of the reported metric.
-        mode: "min" or "max".
+        metrics: what is optimised; the first one is what Ray knows of.
         make_config: a suggestion's values -> the trial's config; ConfigError makes it a failed trial.
         crash_reason: number of a crashed trial -> why.
-        target: no new trial is started once a finished one has reached this value (W&B's `metric.target`).
+        rules: when no new trial starts although some are left; they are fed with what the study holds.
+
+    Attributes:
+        stopping: set it to hand out no more trials.
+        ended_by: the stop rule that ended the search; None where all trials were handed out.
     """
 
     def __init__(
         self,
         study: SweepStudy,
         num_trials: int,
-        metric: str,
-        mode: str,
+        metrics: Sequence[MetricSettings],
         make_config: Callable[[dict[str, Any]], TrainConfig],
         crash_reason: Callable[[int], str],
-        target: float | None = None,
+        rules: StopRules | None = None,
     ) -> None:
-        super().__init__(metric=metric, mode=mode)
+        super().__init__(metric=metrics[0].name, mode="min" if metrics[0].goal == "minimize" else "max")
+        self._metrics = tuple(metric.name for metric in metrics)
         self._study = study
         self._left = num_trials
         self._make_config = make_config
         self._crash_reason = crash_reason
-        self._target = target
+        self._rules = rules
         self._numbers: dict[str, int] = {}
         self.stopping = False
-        self._target_reached = any(
-            record.outcome is Outcome.COMPLETE and record.value is not None and self._reaches_target(record.value)
-            for record in study.records()
-        )
+        self.ended_by: str | None = None
+        for record in study.records() if rules is not None else ():
+            if record.outcome is not Outcome.RUNNING:
+                rules.ended(record.outcome, record.objectives, record.seconds)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Ray's call for a new trial."""
-        while self._left > 0 and not self.stopping and not (self._target_reached and not self._study.unfinished):
+        while self._left > 0 and not self.stopping:
+            if self._rules is not None and not self._study.unfinished:  # what was begun is ended
+                self.ended_by = self._rules.reason(self._study.search_s)
+                if self.ended_by is not None:
+                    break
             self._left -= 1
             suggestion: Suggestion = self._study.next()
             try:
                 config = self._make_config(suggestion.values)
             except ConfigError as error:  # each value is good, this combination is not
-                self._study.finish(suggestion.number, Outcome.FAILED, str(error))
+                self._finish(suggestion.number, Outcome.FAILED, 0.0, str(error))
                 continue
             self._numbers[trial_id] = suggestion.number
             return {
@@ -83,34 +93,38 @@ class StudySearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Ray's word of an epoch after which the trial goes on."""
-        self._study.report(self._numbers[trial_id], result[EPOCHS] - 1, result.get(self.metric, math.nan))
+        self._study.report(self._numbers[trial_id], result[EPOCHS] - 1, *self._values(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Ray's word that the trial ended: finished, stopped by the scheduler, diverged, interrupted or crashed."""
         number = self._numbers.pop(trial_id)
+        seconds = (result or {}).get(SECONDS, 0.0)
         if error:
-            self._study.finish(number, Outcome.FAILED, self._crash_reason(number))
+            self._finish(number, Outcome.FAILED, seconds, self._crash_reason(number))
         elif result is None or result.get(INTERRUPTED):
-            self._study.release(number)
+            self._study.release(number, seconds)
         elif result.get(REFUSED):
-            self._study.finish(number, Outcome.FAILED, str(result[REFUSED]))
+            self._finish(number, Outcome.FAILED, seconds, str(result[REFUSED]))
         elif result.get(DIVERGED):
-            self._study.finish(number, Outcome.DIVERGED, str(result[DIVERGED]))
+            self._finish(number, Outcome.DIVERGED, seconds, str(result[DIVERGED]))
         else:
-            value = result.get(self.metric, math.nan)
-            self._study.report(number, result[EPOCHS] - 1, value)
-            if not math.isfinite(value):  # a skill without a baseline, for example
-                self._study.finish(number, Outcome.FAILED, f"{self.metric} has no value")
+            values = self._values(result)
+            self._study.report(number, result[EPOCHS] - 1, *values)
+            lacking = [name for name, value in zip(self._metrics, values, strict=True) if not math.isfinite(value)]
+            if lacking:  # a skill without a baseline, for example
+                self._finish(number, Outcome.FAILED, seconds, f"{', '.join(lacking)} has no value")
             elif result.get(FINISHED):
-                self._study.finish(number, Outcome.COMPLETE)
-                self._target_reached |= self._reaches_target(value)
+                self._finish(number, Outcome.COMPLETE, seconds)
             else:
-                self._study.finish(number, Outcome.PRUNED, f"stopped early after {result[EPOCHS]} epochs")
+                self._finish(number, Outcome.PRUNED, seconds, f"stopped early after {result[EPOCHS]} epochs")
 
-    def _reaches_target(self, value: float) -> bool:
-        if self._target is None:
-            return False
-        return value <= self._target if self.mode == "min" else value >= self._target
+    def _finish(self, number: int, outcome: Outcome, seconds: float, reason: str | None = None) -> None:
+        record = self._study.finish(number, outcome, reason, seconds)
+        if self._rules is not None:
+            self._rules.ended(outcome, record.objectives, seconds)
+
+    def _values(self, result: Mapping[str, Any]) -> tuple[float, ...]:
+        return tuple(result.get(name, math.nan) for name in self._metrics)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's journal holds the state."""

@@ -6,44 +6,36 @@ running is handed out again, with the same number, before anything new is asked 
 
 from __future__ import annotations
 
-import hashlib
 import math
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sweep.blocks import Sampler
+from sweep.outcome import Outcome
+from sweep.sampler_view import DIVERGED
+from sweep.samplers import make_sampler
 from sweep.space import Space
 
+if TYPE_CHECKING:
+    from sweep.warm_start import Prior
+
+__all__ = ["Outcome", "Record", "Suggestion", "SweepStudy", "best"]
+
 JOURNAL = "study.journal"  # one line per event, appended: fast, and readable after a crash
-DIVERGED = "diverged"  # name of the constraint that a diverged trial breaks
+SEARCH_SECONDS = "search_seconds"  # attribute of the study: time that its drivers spent
 
 Values = dict[str, Any]
-
-
-class Outcome(StrEnum):
-    """How a trial stands."""
-
-    RUNNING = "running"
-    COMPLETE = "complete"  # trained for all epochs
-    PRUNED = "pruned"  # stopped early by the scheduler
-    DIVERGED = "diverged"  # NaN or infinite loss: no value, and the sampler keeps away
-    FAILED = "failed"  # crashed, again after every retry
-
-
-def trial_name(number: int, prefix: str = "") -> str:
-    """The one id of a trial: its folder, its Ray directory and the end of its W&B id."""
-    return f"{prefix}{number:04d}"
+Goal = Literal["minimize", "maximize"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,13 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Record:
-    """A trial of the study. `value` is the last one reported (None before the first), also of a pruned trial."""
+    """A trial of the study, under its one id: its folder, its Ray directory and the end of its W&B id.
+
+    Attributes:
+        value: the (first) metric as it was last reported, also of a pruned trial; None before the first report.
+        objectives: all metrics as they were last reported.
+        seconds: what its workers spent on it.
+    """
 
     number: int
     trial: str
@@ -68,6 +66,8 @@ class Record:
     value: float | None
     epochs: int
     reason: str | None
+    objectives: tuple[float, ...] = ()
+    seconds: float = 0.0
 
 
 class SweepStudy:
@@ -77,12 +77,16 @@ class SweepStudy:
         folder: the results folder; the journal is made in it or gone on with.
         name: name of the study.
         space: what is searched.
-        sampler: "tpe" or "random".
+        sampler: by its name in a spec.
         seed: with the trial's number it fixes the draw, so an interrupted search goes on as if it had not been.
-        startup_trials: random trials before TPE models anything.
-        direction: of the reported metric.
+        startup_trials: random trials before tpe, gp or cmaes models anything.
+        goals: of the reported metrics; several make a multi-objective study.
         first: (preset name or None, values) to try before the sampler is asked; the same each time.
+        prior: trials of earlier sweeps, for the sampler to know; they are no trials of this study.
         prefix: of the trials' ids, which tells them from those of another study in the same folder.
+
+    Raises:
+        ValueError: the study in the journal has other goals.
     """
 
     def __init__(
@@ -91,27 +95,35 @@ class SweepStudy:
         name: str,
         space: Space,
         *,
-        sampler: Literal["tpe", "random"] = "tpe",
+        sampler: Sampler = "tpe",
         seed: int = 0,
         startup_trials: int = 8,
-        direction: Literal["minimize", "maximize"] = "minimize",
+        goals: Sequence[Goal] = ("minimize",),
         first: Iterable[tuple[str | None, Values]] = (),
+        prior: Sequence[Prior] = (),
         prefix: str = "",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = space
         self._prefix = prefix
-        self._sampler = sampler
+        self._sampler: Sampler = sampler
         self._seed = seed
         self._startup_trials = startup_trials
+        self._several = len(goals) > 1
+        self._prior = [_frozen(place, trial, space, self._several) for place, trial in enumerate(prior)]
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-        self._study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
+        self._study = optuna.create_study(study_name=name, storage=storage, directions=goals, load_if_exists=True)
+        if [direction.name.lower() for direction in self._study.directions] != list(goals):
+            there = ", ".join(direction.name.lower() for direction in self._study.directions)
+            raise ValueError(f"its goals are {there}; the spec's are {', '.join(goals)}")
         frozen = self._study.get_trials(deepcopy=False)
         for preset, values in list(first)[len(frozen) :]:  # an earlier driver may have been killed while it did this
             self._study.enqueue_trial(space.from_values(values), user_attrs={"preset": preset})
         self._asked = sum(trial.state != TrialState.WAITING for trial in frozen)
         self._unfinished = deque(trial for trial in frozen if trial.state == TrialState.RUNNING)
         self._running: dict[int, Trial] = {}
+        self._spent_before: float = self._study.user_attrs.get(SEARCH_SECONDS, 0.0)
+        self._started = time.monotonic()
 
     def next(self) -> Suggestion:
         """The next trial: one that an earlier driver left unfinished, else a new one."""
@@ -135,23 +147,29 @@ class SweepStudy:
 
     def trial_name(self, number: int) -> str:
         """Id of the trial with this number."""
-        return trial_name(number, self._prefix)
+        return f"{self._prefix}{number:04d}"
 
-    def report(self, number: int, epoch: int, value: float) -> None:
-        """Keep the value after an epoch (from 0); one that is not finite, or was reported before, is left out."""
+    def report(self, number: int, epoch: int, *values: float) -> None:
+        """Keep the values after an epoch (from 0); ones that are not finite, or were reported before, are left out."""
         trial = self._running[number]
-        if math.isfinite(value) and epoch not in _reported(trial):
-            trial.report(value, epoch)
+        if not all(map(math.isfinite, values)):
+            return
+        if self._several:  # Optuna keeps the values of epochs for one metric only
+            trial.set_user_attr("last", [epoch, list(values)])
+        elif epoch not in _reported(trial):
+            trial.report(values[0], epoch)
 
-    def finish(self, number: int, outcome: Outcome, reason: str | None = None) -> None:
-        """End a trial: COMPLETE and PRUNED ones keep their last value, a diverged one counts as worse than any."""
+    def finish(self, number: int, outcome: Outcome, reason: str | None = None, seconds: float = 0.0) -> Record:
+        """End a trial: COMPLETE and PRUNED ones keep their last values, a diverged one counts as worse than any."""
         trial = self._running.pop(number)
-        reported = _reported(trial)
         trial.set_user_attr("outcome", outcome.value)
         if reason is not None:
             trial.set_user_attr("reason", reason)
+        self._add_seconds(trial, seconds)
+        self._study.set_user_attr(SEARCH_SECONDS, self.search_s)
         if outcome is Outcome.COMPLETE:
-            self._study.tell(trial, reported[max(reported)])
+            _, values = _last(self._frozen(trial))
+            self._study.tell(trial, list(values))
         elif outcome is Outcome.PRUNED:
             self._study.tell(trial, state=TrialState.PRUNED)
         elif outcome is Outcome.DIVERGED:
@@ -161,10 +179,19 @@ class SweepStudy:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, state=TrialState.FAIL)
+        return self._record(self._frozen(trial))
 
-    def release(self, number: int) -> None:
+    def release(self, number: int, seconds: float = 0.0) -> None:
         """Leave a trial unfinished: a later driver hands it out again."""
-        self._running.pop(number, None)
+        trial = self._running.pop(number, None)
+        if trial is not None:
+            self._add_seconds(trial, seconds)
+            self._study.set_user_attr(SEARCH_SECONDS, self.search_s)
+
+    @property
+    def search_s(self) -> float:
+        """Seconds that drivers spent on this study; of one that was killed, until a trial last ended."""
+        return self._spent_before + time.monotonic() - self._started
 
     @property
     def unfinished(self) -> int:
@@ -185,42 +212,36 @@ class SweepStudy:
         return {trial.number: dict(trial.intermediate_values) for trial in self._study.get_trials(deepcopy=False)}
 
     def _record(self, trial: FrozenTrial) -> Record:
-        steps = trial.intermediate_values
+        epoch, values = _last(trial)
         return Record(
             number=trial.number,
             trial=self.trial_name(trial.number),
             values=self.space.to_values(trial.params),
             preset=trial.user_attrs.get("preset"),
-            outcome=Outcome(trial.user_attrs.get("outcome", Outcome.RUNNING)),
-            value=steps[max(steps)] if steps else None,
-            epochs=max(steps) + 1 if steps else 0,
+            outcome=Outcome(trial.user_attrs["outcome"]) if trial.state.is_finished() else Outcome.RUNNING,
+            value=values[0] if values else None,
+            epochs=epoch + 1,
             reason=trial.user_attrs.get("reason"),
+            objectives=values,
+            seconds=trial.user_attrs.get("seconds", 0.0),
         )
 
-    def _make_sampler(self, number: int) -> BaseSampler:
-        """A sampler for one suggestion: all it knows is in the study, and its draws depend on (seed, number) alone."""
-        digest = hashlib.blake2b(f"{self._seed}:{number}".encode(), digest_size=4).digest()
-        seed = int.from_bytes(digest, "big")
-        if self._sampler == "random":
-            return RandomSampler(seed=seed)
-        return _KnownSpaceTPE(
+    def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        return make_sampler(
+            self._sampler,
             self.space.distributions,
-            seed=seed,
-            n_startup_trials=self._startup_trials,
-            multivariate=True,
-            constant_liar=True,
+            seed=self._seed,
+            number=number,
+            startup_trials=self._startup_trials,
+            prior=self._prior,
         )
 
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        frozen: FrozenTrial = self._study._storage.get_trial(trial._trial_id)
+        return frozen
 
-class _KnownSpaceTPE(TPESampler):
-    """TPE that is told its space instead of finding it out from all trials at every suggestion."""
-
-    def __init__(self, distributions: dict[str, BaseDistribution], **options: Any) -> None:
-        super().__init__(**options)
-        self._distributions = {name: d for name, d in distributions.items() if not d.single()}
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._distributions
+    def _add_seconds(self, trial: Trial, seconds: float) -> None:
+        trial.set_user_attr("seconds", self._frozen(trial).user_attrs.get("seconds", 0.0) + seconds)
 
 
 def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> None:
@@ -237,7 +258,31 @@ def _reported(trial: Trial) -> dict[int, float]:
     return frozen.intermediate_values
 
 
-def best(records: Sequence[Record], direction: Literal["minimize", "maximize"]) -> Record | None:
+def _last(trial: FrozenTrial) -> tuple[int, tuple[float, ...]]:
+    """(epoch from 0, values) as last reported; (-1, ()) before."""
+    if "last" in trial.user_attrs:
+        epoch, values = trial.user_attrs["last"]
+        return epoch, tuple(values)
+    steps = trial.intermediate_values
+    return (max(steps), (steps[max(steps)],)) if steps else (-1, ())
+
+
+def _frozen(place: int, trial: Prior, space: Space, several: bool) -> FrozenTrial:
+    """A trial of an earlier sweep as samplers see it; its negative number is none of this study's."""
+    complete = trial.outcome is Outcome.COMPLETE
+    frozen = optuna.trial.create_trial(
+        state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+        values=list(trial.steps[max(trial.steps)]) if complete else None,
+        params=space.from_values(trial.values),
+        distributions=space.distributions,
+        intermediate_values={} if several else {epoch: values[0] for epoch, values in trial.steps.items()},
+        constraints={DIVERGED: 1.0} if trial.outcome is Outcome.DIVERGED else None,
+    )
+    frozen.number = frozen._trial_id = -1 - place
+    return frozen
+
+
+def best(records: Sequence[Record], direction: Goal) -> Record | None:
     """The best trial that trained for all epochs. A pruned one is not comparable, however good its last value."""
     complete = [r for r in records if r.outcome is Outcome.COMPLETE and r.value is not None]
     sign = 1.0 if direction == "minimize" else -1.0

@@ -56,7 +56,7 @@ def sweep_folder(
     results = ResultsFolder(folder)
     results.open(spec, resume=False)
     results.write_provenance(spec)
-    study = SweepStudy(folder, spec.name, spec.space, sampler="random", direction=spec.metric.goal, first=presets)
+    study = SweepStudy(folder, spec.name, spec.space, sampler="random", goals=[spec.metric.goal], first=presets)
     for ending in endings:
         trial = study.next().number
         sink = CsvSink(folder / "trials" / f"{trial:04d}")

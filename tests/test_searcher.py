@@ -12,7 +12,9 @@ from ray.tune.search import Searcher
 
 from model.config import TrainConfig
 from model.errors import ConfigError
+from sweep.blocks import MetricSettings, Stop
 from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, StudySearcher
+from sweep.stopping import StopRules
 from sweep.study import Outcome, SweepStudy
 from tests.sweeping import tiny_spec
 
@@ -23,8 +25,7 @@ METRIC = "objective/value"
 def make(folder: Path, num_trials: int = 3, **options: Any) -> tuple[SweepStudy, StudySearcher]:
     study = SweepStudy(folder, "tiny", SPEC.space, sampler="random")
     defaults: dict[str, Any] = {
-        "metric": METRIC,
-        "mode": "min",
+        "metrics": [MetricSettings(name=METRIC)],
         "make_config": lambda values: SPEC.space.to_config(SPEC.trainer, values),
         "crash_reason": lambda number: f"crash of {number}",
     }
@@ -94,14 +95,39 @@ def test_values_that_do_not_go_together_are_a_failed_trial_and_the_next_is_tried
     )
 
 
-def test_no_new_trial_after_one_reached_the_target(tmp_path: Path) -> None:
-    _, searcher = make(tmp_path, target=0.6)
+def test_no_new_trial_starts_once_a_rule_ends_the_search(tmp_path: Path) -> None:
+    metric = MetricSettings(name=METRIC, target=0.6)
+    _, searcher = make(tmp_path, rules=StopRules(Stop(), [metric]))
     searcher.suggest("a")
     searcher.suggest("b")
     searcher.on_trial_complete("a", result(3, 0.7, **{FINISHED: True}))
     assert not searcher.stopping
     searcher.on_trial_complete("b", result(3, 0.6, **{FINISHED: True}))
     assert searcher.suggest("c") == Searcher.FINISHED
+    assert searcher.ended_by == "objective/value 0.6 reached its target 0.6"
+
+
+def test_a_rule_knows_what_ended_before_and_lets_begun_trials_end(tmp_path: Path) -> None:
+    _, searcher = make(tmp_path)
+    searcher.suggest("a")
+    searcher.suggest("b")
+    searcher.on_trial_complete("a", result(3, 0.6, **{FINISHED: True}))
+    _, resumed = make(tmp_path, rules=StopRules(Stop(), [MetricSettings(name=METRIC, target=0.6)]))
+    assert isinstance(resumed.suggest("b"), dict)
+    assert resumed.suggest("c") == Searcher.FINISHED
+
+
+def test_of_several_metrics_each_must_have_a_value(tmp_path: Path) -> None:
+    metrics = [MetricSettings(name=name) for name in ("eval/loss_static", "eval/loss_dynamic")]
+    study = SweepStudy(tmp_path, "tiny", SPEC.space, goals=["minimize", "minimize"])
+    _, searcher = study, StudySearcher(study, 2, metrics, lambda values: SPEC.trainer, str)
+    for ray_id, row in (("a", {"eval/loss_static": 1.0, "eval/loss_dynamic": 2.0}), ("b", {"eval/loss_static": 1.0})):
+        searcher.suggest(ray_id)
+        searcher.on_trial_result(ray_id, result(1, 0.5, **row))
+        searcher.on_trial_complete(ray_id, result(2, 0.5, **row, **{FINISHED: True}))
+    one, two = study.records()
+    assert (one.outcome, one.objectives) == (Outcome.COMPLETE, (1.0, 2.0))
+    assert (two.outcome, two.reason) == (Outcome.FAILED, "eval/loss_dynamic has no value")
 
 
 def test_tune_can_pickle_it(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from sweep.study import JOURNAL, Outcome, Record, SweepStudy, best
 from tests.sweeping import tiny_spec
 
 SPACE = tiny_spec().space
-SAMPLERS = ("tpe", "random")
 
 
 def open_study(folder: Path, **options: Any) -> SweepStudy:
@@ -51,33 +50,6 @@ def test_presets_are_not_enqueued_again_when_the_study_is_opened_again(tmp_path:
     assert open_study(tmp_path, first=first).next().preset is None
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_same_seed_same_suggestions(tmp_path: Path, sampler: str) -> None:
-    def suggestions(folder: Path) -> list[dict[str, Any]]:
-        folder.mkdir()
-        study = open_study(folder, sampler=sampler)
-        return [run_one(study, abs(math.sin(number))) for number in range(8)]
-
-    assert suggestions(tmp_path / "a") == suggestions(tmp_path / "b")
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_study_opened_anew_before_every_trial_suggests_the_same(tmp_path: Path, sampler: str) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    whole = open_study(tmp_path / "a", sampler=sampler)
-    for number in range(8):
-        part = open_study(tmp_path / "b", sampler=sampler)
-        assert run_one(whole, abs(math.sin(number))) == run_one(part, abs(math.sin(number)))
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_no_two_random_trials_are_equal(tmp_path: Path, sampler: str) -> None:
-    study = open_study(tmp_path, sampler=sampler)
-    values = [tuple(run_one(study, 1.0 + number).values()) for number in range(6)]
-    assert len(set(values)) == 6
-
-
 def test_every_outcome_is_told_as_what_it_is(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     numbers = [study.next().number for _ in range(5)]
@@ -103,19 +75,6 @@ def test_every_outcome_is_told_as_what_it_is(tmp_path: Path) -> None:
     assert [r.outcome for r in records] == [*[*Outcome][1:], Outcome.RUNNING]
     assert [r.reason for r in records][1:3] == ["stopped early after 2 epochs", "loss_pred = nan at update 7"]
     assert (records[1].value, records[1].epochs) == (2.0, 2)
-
-
-def test_tpe_keeps_away_from_where_trials_diverged(tmp_path: Path) -> None:
-    study = open_study(tmp_path, startup_trials=10)
-    for _ in range(30):  # above 0.05 all trials diverge, after a promising first epoch
-        suggestion = study.next()
-        high = suggestion.values["base_lr"] > 0.05
-        study.report(suggestion.number, 0, 0.1 if high else 1.0 + suggestion.values["alpha"])
-        study.finish(suggestion.number, Outcome.DIVERGED if high else Outcome.COMPLETE)
-    late = [record.outcome for record in study.records()[15:]]
-    early = [record.outcome for record in study.records()[:10]]
-    assert early.count(Outcome.DIVERGED) >= 3
-    assert late.count(Outcome.DIVERGED) <= 3
 
 
 def test_a_value_that_is_not_finite_or_was_reported_before_is_left_out(tmp_path: Path) -> None:
@@ -164,6 +123,37 @@ def test_the_best_trial_is_one_that_trained_to_its_end() -> None:
     assert best(records, "minimize") == records[2]
     assert best(records, "maximize") == records[0]
     assert best(records[1:2], "minimize") is None
+
+
+def test_a_study_of_other_goals_is_not_gone_on_with(tmp_path: Path) -> None:
+    open_study(tmp_path)
+    with pytest.raises(ValueError, match="its goals are minimize; the spec's are maximize"):
+        open_study(tmp_path, goals=["maximize"])
+
+
+def test_several_metrics_make_a_study_of_several_goals(tmp_path: Path) -> None:
+    study = open_study(tmp_path, goals=["minimize", "maximize"])
+    for number, outcome in enumerate((Outcome.COMPLETE, Outcome.DIVERGED)):
+        study.next()
+        study.report(number, 0, 3.0, 0.1)
+        study.report(number, 1, 2.0, math.nan)  # not known: the epoch before stays
+        study.report(number, 2, 1.0, 0.2)
+        study.finish(number, outcome)
+    one, two = open_study(tmp_path, goals=["minimize", "maximize"]).records()
+    assert (one.objectives, one.value, one.epochs, one.outcome) == ((1.0, 0.2), 1.0, 3, Outcome.COMPLETE)
+    assert two.outcome is Outcome.DIVERGED
+    assert stored(tmp_path)[0].values == [1.0, 0.2]
+
+
+def test_the_time_of_a_trial_and_of_the_search_is_added_up_over_drivers(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    study.next()
+    study.release(0, seconds=10.0)
+    again = open_study(tmp_path)
+    again.next()
+    again.report(0, 0, 1.0)
+    assert again.finish(0, Outcome.COMPLETE, seconds=5.0).seconds == 15.0
+    assert open_study(tmp_path).search_s > again._spent_before > 0
 
 
 def test_optuna_dashboard_and_others_can_load_the_study_by_name(tmp_path: Path) -> None:
