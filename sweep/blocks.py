@@ -15,6 +15,7 @@ from model.fields import PositiveInt
 METRIC_NAMES = (*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES, "summary/best_loss")
 SINGLE_OBJECTIVE = ("cmaes",)  # samplers that optimise one metric only
 NUMBERS_ONLY = ("cmaes",)  # samplers that model numbers only
+POPULATION = 16  # of the genetic samplers: sweeps have tens of trials, where Optuna's 50 would be one generation
 OF_HYPERBAND = ("max_iter", "s", "eta", "strict")
 MAY_CHANGE_MIDWAY = ("alpha", "beta", "base_lr", "weight_decay")  # a trial may go on with another value of these
 

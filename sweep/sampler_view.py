@@ -3,12 +3,14 @@
 Of Optuna's samplers only TPE knows pruned and infeasible trials. Others look at complete ones alone: told nothing else,
 they would suggest again and again what was stopped early or diverged. To these, a trial that was stopped early has the
 value that it would have ended with if it had gone on falling as the complete ones did, and a diverged one is as bad as
-the worst. The study itself keeps what is true.
+the worst. Of very many trials a model sees the best ones and an even choice of the others, since its time grows with
+their number (a Gaussian process's with the cube of it). The study itself keeps what is true.
 """
 
 from __future__ import annotations
 
 import copy
+import heapq
 import statistics
 from collections.abc import Container, Sequence
 from typing import Any
@@ -18,33 +20,55 @@ from optuna.trial import FrozenTrial, TrialState
 
 DIVERGED = "diverged"  # name of the constraint that a diverged trial breaks
 CONSTRAINTS = "constraints"  # system attributes that begin so are Optuna's constraints
+SEEN_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+BEST_SEEN = 50  # of each metric, however many trials there are; TPE calls at most 25 good
 
 
 class SamplerView(Study):
-    """A study as samplers read it; what they write goes to the study itself.
+    """A study as a sampler reads it for one suggestion; what it writes goes to the study itself.
 
     Args:
         study: the true one.
         prior: finished trials of earlier sweeps, in terms of this study.
         complete_only: the sampler understands complete trials alone.
+        most: how many finished trials it sees; all where None.
     """
 
-    def __init__(self, study: Study, prior: Sequence[FrozenTrial] = (), *, complete_only: bool) -> None:
+    def __init__(
+        self, study: Study, prior: Sequence[FrozenTrial] = (), *, complete_only: bool, most: int | None = None
+    ) -> None:
         self.__dict__.update(study.__dict__)  # the same storage, id and caches
         self._prior = list(prior)
         self._complete_only = complete_only
+        self._most = most
+        self._seen: list[FrozenTrial] | None = None
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         """What samplers call; nobody changes what they get, so nothing is copied."""
-        if not self._complete_only:  # Optuna's own filter by state is faster
-            trials: list[FrozenTrial] = super()._get_trials(deepcopy=False, states=states, use_cache=use_cache)
-            prior = self._prior if states is None else [trial for trial in self._prior if trial.state in states]
-            return prior + trials if prior else trials
-        trials = self._prior + super()._get_trials(deepcopy=False, states=None, use_cache=use_cache)
-        seen = as_complete(trials, self.directions)
-        return seen if states is None else [trial for trial in seen if trial.state in states]
+        if self._seen is None:  # a view serves one suggestion, which asks several times
+            self._seen = self._prior + super()._get_trials(deepcopy=False, states=None, use_cache=use_cache)
+            if self._most is not None and len(self._seen) > self._most:
+                self._seen = thinned(self._seen, self._most, self.directions)
+            if self._complete_only:
+                self._seen = as_complete(self._seen, self.directions)
+        return self._seen if states is None else [trial for trial in self._seen if trial.state in states]
+
+
+def thinned(trials: Sequence[FrozenTrial], most: int, directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
+    """At most so many finished trials, in their order: the BEST_SEEN of each metric, an even choice of the others; and
+    all that are under way."""
+    states = [trial.state for trial in trials]
+    complete = [(trial.values, place) for place, trial in enumerate(trials) if states[place] == TrialState.COMPLETE]
+    kept = {place for place, state in enumerate(states) if state == TrialState.RUNNING}
+    for metric, direction in enumerate(directions):
+        best_of = heapq.nsmallest if direction == StudyDirection.MINIMIZE else heapq.nlargest
+        kept.update(place for _, place in best_of(BEST_SEEN, complete, key=lambda pair: pair[0][metric]))
+    others = [place for place, state in enumerate(states) if state in SEEN_ENDED and place not in kept]
+    room = max(min(most - len(kept), len(others)), 0)
+    kept.update(others[place * len(others) // room] for place in range(room))
+    return [trials[place] for place in sorted(kept)]
 
 
 def as_complete(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:

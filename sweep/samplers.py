@@ -26,10 +26,8 @@ from optuna.samplers import (
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from sweep.blocks import NUMBERS_ONLY, Sampler
+from sweep.blocks import NUMBERS_ONLY, POPULATION, Sampler
 from sweep.sampler_view import SamplerView
-
-POPULATION = 16  # of the genetic samplers: sweeps have tens of trials, where Optuna's 50 would be one generation
 
 Distributions = Mapping[str, BaseDistribution]
 
@@ -38,7 +36,8 @@ class _Informed(BaseSampler):
     """Mixed into a sampler of Optuna: it is told its space instead of finding it out from all trials, and sees the
     study through a `SamplerView`."""
 
-    complete_only = True  # what the sampler understands of a study, see SamplerView
+    complete_only = True  # what the sampler understands of a study, and how much of it: see SamplerView
+    most: int | None = None
 
     _distributions: dict[str, BaseDistribution]
     _prior: Sequence[FrozenTrial]
@@ -49,16 +48,18 @@ class _Informed(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        view = SamplerView(study, self._prior, complete_only=self.complete_only)
+        view = SamplerView(study, self._prior, complete_only=self.complete_only, most=self.most)
         drawn: dict[str, Any] = super().sample_relative(view, trial, search_space)
         return drawn
 
 
 class _Tpe(_Informed, TPESampler):
     complete_only = False
+    most = 2000
 
 
-class _Gp(_Informed, GPSampler): ...
+class _Gp(_Informed, GPSampler):
+    most = 200
 
 
 class _CmaEs(_Informed, CmaEsSampler):

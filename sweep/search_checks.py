@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from optuna.distributions import CategoricalDistribution
+
 from model.errors import guess
-from sweep.blocks import SINGLE_OBJECTIVE
+from sweep.blocks import MAY_CHANGE_MIDWAY, NUMBERS_ONLY, POPULATION, SINGLE_OBJECTIVE
+from sweep.pbt import can_change
 
 if TYPE_CHECKING:  # sweep.spec imports this module
     from sweep.spec import SweepSpec
+
+MODELS = ("tpe", "gp", "cmaes")  # samplers with a random start
+GENETIC = ("nsgaii", "nsgaiii")
+# of a trial that goes on from another's checkpoint: what may differ between the two, beside what changes midway
+MAY_DIFFER_IN_POPULATION = ("mask_ratio", "mask_kind", "min_lr", "warmup_epochs", "clip_grad", "seed")
 
 
 def check_search(spec: SweepSpec) -> None:
@@ -91,16 +100,34 @@ def _check_pbt(spec: SweepSpec) -> None:
             f"search.pbt.parameters: {unknown[0]!r} is not searched;{guess(unknown[0], searched)} "
             f"Searched: {', '.join(searched)}"
         )
-    if shape := [name for name in searched if name.startswith(("data.", "encoder.", "decoder."))]:
+    if unequal := [name for name in searched if name not in (*MAY_CHANGE_MIDWAY, *MAY_DIFFER_IN_POPULATION)]:
         raise ValueError(
-            f"search.pbt: {shape[0]} is searched, but trials copy each other's weights, so all need the same model and "
-            "data; fix it in trainer"
+            f"search.pbt: {unequal[0]} is searched, but trials go on from each other's weights and optimiser, so all "
+            "need the same model, data and updates; fix it in trainer. May be searched: "
+            f"{', '.join((*MAY_CHANGE_MIDWAY, *MAY_DIFFER_IN_POPULATION))}"
+        )
+    if drawn := [name for name in pbt.parameters if not can_change(searched[name])]:
+        raise ValueError(
+            f"search.pbt.parameters: {drawn[0]} has a normal or beta distribution, for which there is no value beside "
+            "another; write uniform, log_uniform_values, a q_ form of them, or values"
+        )
+    if spec.trainer.weighting != "fixed" and (
+        weights := [name for name in pbt.parameters if name in ("alpha", "beta")]
+    ):
+        raise ValueError(
+            f"search.pbt.parameters: {weights[0]}, but trainer.weighting = {spec.trainer.weighting!r} moves the "
+            "weights by itself; write weighting: fixed"
         )
 
 
 def _check_confirm(spec: SweepSpec) -> None:
     if spec.confirm is None:
         return
+    if spec.search.pbt is not None:
+        raise ValueError(
+            "confirm with search.pbt: its trials change while they train, so there is no config to train again; leave "
+            "confirm out"
+        )
     if "seed" in spec.parameters:
         raise ValueError(
             "confirm with seed in parameters: a searched seed is picked for luck; leave it out of parameters"
@@ -109,4 +136,33 @@ def _check_confirm(spec: SweepSpec) -> None:
         raise ValueError(
             f"confirm.seeds = {list(spec.confirm.seeds)} has {spec.trainer.seed}, the seed that the search itself "
             "trains with (trainer.seed); the best were picked by it, so give others"
+        )
+
+
+def search_warnings(spec: SweepSpec) -> Iterator[str]:
+    """What is allowed and probably not meant: a sampler that cannot show what it can, trials that repeat others."""
+    size, searched, sampler = spec.space.grid_size, spec.space.parameters, spec.search.sampler
+    if size == 1:
+        yield "the space is a single point, so one trial runs. Give a parameter values, or min and max."
+        return
+    if size is not None and spec.method != "grid" and size <= spec.num_trials:
+        yield (
+            f"the space has {size} combinations, and {spec.num_trials} trials run: some are trained twice, to the same "
+            "result. Write method: grid, which tries each once."
+        )
+    if sampler in MODELS and spec.search.startup_trials >= spec.num_trials:
+        yield (
+            f"search.startup_trials = {spec.search.startup_trials} of {spec.num_trials} trials: {sampler.upper()} "
+            "never takes over, the search is random. Lower it or raise run_cap."
+        )
+    words = [name for name, each in searched.items() if isinstance(each.distribution, CategoricalDistribution)]
+    if sampler in NUMBERS_ONLY and words:
+        yield (
+            f"search.sampler: {sampler} models numbers only; {', '.join(words)} is drawn at random. Write tpe, gp or "
+            "nsgaii."
+        )
+    if sampler in GENETIC and spec.num_trials < 3 * POPULATION:
+        yield (
+            f"search.sampler: {sampler} breeds generations of {POPULATION} trials, and {spec.num_trials} trials are "
+            "not even three. Write tpe or gp, or raise run_cap."
         )

@@ -22,6 +22,7 @@ from sweep.study import Outcome, Suggestion, SweepStudy
 EPOCHS = "epochs_done"
 FINISHED, DIVERGED, INTERRUPTED = "trial_finished", "trial_diverged", "trial_interrupted"
 SECONDS = "time_total_s"  # Tune's own: what the trial took so far in this session
+PAUSED = "trial_paused"  # a part of the trial is done, and it goes on in another (sweep/population.py)
 REFUSED = "trial_refused"  # bad input that only the worker could find: why; it is not tried again
 
 
@@ -60,9 +61,10 @@ class StudySearcher(Searcher):
         self._numbers: dict[str, int] = {}
         self.stopping = False
         self.ended_by: str | None = None
-        for record in study.records() if rules is not None else ():
-            if record.outcome is not Outcome.RUNNING:
-                rules.ended(record.outcome, record.objectives, record.seconds)
+        if rules is not None:
+            for record in study.records():
+                if record.outcome is not Outcome.RUNNING:
+                    rules.ended(record.outcome, record.objectives, record.seconds)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Ray's call for a new trial."""

@@ -180,12 +180,12 @@ class SweepSpec(Block):
 
     @property
     def num_trials(self) -> int:
-        """Trials of the whole sweep: run_cap, else DEFAULT_TRIALS, or all of a grid.
+        """Trials of the whole sweep: run_cap, else DEFAULT_TRIALS, or all of a grid; one where there is no choice.
 
         Presets are values of the space, so a grid has them already, but for those that leave a parameter open.
         """
         if self.method != "grid":
-            return self.run_cap or DEFAULT_TRIALS
+            return 1 if self.space.grid_size == 1 else self.run_cap or DEFAULT_TRIALS
         size = self.space.grid_size
         assert size is not None  # checked when the spec was made
         filled = [self.space.fill_preset(preset, self.trainer) for preset in self.presets]

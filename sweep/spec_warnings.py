@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import TrainConfig
 from sweep.grammar import distribution_of
+from sweep.search_checks import search_warnings
 from sweep.space import Space
 
 if TYPE_CHECKING:  # sweep.spec imports this module
@@ -24,8 +25,6 @@ SHIFTS_TRAINING_LOSS = ("alpha", "beta", "mask_ratio", "mask_kind", "mode", "wei
 def warnings_of(spec: SweepSpec) -> Iterator[str]:
     """One sentence each, with what to write instead."""
     searched = spec.space.parameters
-    if not searched:
-        yield "every parameter is a constant, so all trials are equal. Give one of them values, or min and max."
     shifting = [name for name in SHIFTS_TRAINING_LOSS if name in searched]
     if spec.objective.loss == "train" and spec.metric.name == "objective/value" and shifting:
         yield (
@@ -55,11 +54,7 @@ def warnings_of(spec: SweepSpec) -> Iterator[str]:
         yield f"run_cap is absent: {spec.num_trials} trials will run. Write run_cap."
     if spec.method == "grid" and spec.num_trials < (spec.space.grid_size or 0):
         yield f"run_cap = {spec.run_cap} cuts the grid of {spec.space.grid_size} combinations."
-    if spec.search.sampler == "tpe" and spec.search.startup_trials >= spec.num_trials:
-        yield (
-            f"search.startup_trials = {spec.search.startup_trials} of {spec.num_trials} trials: TPE never takes over, "
-            "the search is random. Lower it or raise run_cap."
-        )
+    yield from search_warnings(spec)
     measuring = [name for name in searched if name.startswith(CHANGES_EVALUATION) and name not in KEEPS_EVALUATION]
     if measuring and not spec.metric.name.endswith("_skill"):
         yield (

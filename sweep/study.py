@@ -56,6 +56,7 @@ class Record:
         value: the (first) metric as it was last reported, also of a pruned trial; None before the first report.
         objectives: all metrics as they were last reported.
         seconds: what its workers spent on it.
+        final_values: those it ended with, where they changed while it trained; `values` are those it began with.
     """
 
     number: int
@@ -68,6 +69,7 @@ class Record:
     reason: str | None
     objectives: tuple[float, ...] = ()
     seconds: float = 0.0
+    final_values: Values | None = None
 
 
 class SweepStudy:
@@ -181,6 +183,10 @@ class SweepStudy:
             self._study.tell(trial, state=TrialState.FAIL)
         return self._record(self._frozen(trial))
 
+    def set_final_values(self, number: int, values: Values) -> None:
+        """Keep the values that a running trial has come to, where they are no longer those it began with."""
+        self._running[number].set_user_attr("final_values", values)
+
     def release(self, number: int, seconds: float = 0.0) -> None:
         """Leave a trial unfinished: a later driver hands it out again."""
         trial = self._running.pop(number, None)
@@ -224,6 +230,7 @@ class SweepStudy:
             reason=trial.user_attrs.get("reason"),
             objectives=values,
             seconds=trial.user_attrs.get("seconds", 0.0),
+            final_values=trial.user_attrs.get("final_values"),
         )
 
     def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:

@@ -169,3 +169,30 @@ def test_equal_bases_and_values_give_equal_configs_and_the_base_stays_as_it_was(
 def test_a_config_that_training_refuses_says_where_it_comes_from():
     with pytest.raises(ConfigError, match=r"trial 7: mask_ratio = 0\.999 of 36 patches leaves no visible patch"):
         Space({}).to_config(TrainConfig(), {"mask_ratio": 0.999}, where="trial 7")
+
+
+def conditional() -> Space:
+    entries = {
+        "mode": {"values": ["joint", "dynamic"]},
+        "weighting": {"values": ["fixed", "famo"]},
+        "ema_decay": {"values": [0.9, 0.99]},
+    }
+    return Space(entries, {"weighting": {"mode": "joint"}, "ema_decay": {"weighting": ["famo"]}})
+
+
+def test_a_parameter_whose_condition_does_not_hold_is_drawn_and_dropped() -> None:
+    space = conditional()
+    drawn = {"mode": "joint", "weighting": "famo", "ema_decay": 0.9}
+    assert space.to_values(drawn) == drawn
+    assert space.to_values(drawn | {"weighting": "fixed"}) == {"mode": "joint", "weighting": "fixed"}
+    assert space.to_values(drawn | {"mode": "dynamic"}) == {"mode": "dynamic"}  # nor what depends on what is dropped
+    assert set(space.distributions) == set(drawn)
+
+
+def test_a_grid_with_conditions_has_each_trial_once() -> None:
+    assert conditional().grid() == [
+        {"mode": "joint", "weighting": "fixed"},
+        {"mode": "joint", "weighting": "famo", "ema_decay": 0.9},
+        {"mode": "joint", "weighting": "famo", "ema_decay": 0.99},
+        {"mode": "dynamic"},
+    ]

@@ -1,12 +1,14 @@
 """sweep/spec_warnings.py: what is allowed and probably not meant."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sweep.spec import load_spec
 from tests.specs import ALPHA, GRID, make
 
+WIDE: dict[str, Any] = {"weight_decay": {"min": 0.01, "max": 0.1}}
 SPECS = Path(__file__).parents[1] / "sweeps"
 
 
@@ -18,7 +20,7 @@ SPECS = Path(__file__).parents[1] / "sweeps"
         ({"metric": {"name": "eval/pred_skill"}}, "better when higher. Write goal: maximize"),
         ({"parameters": ALPHA | {"beta": {"min": 0.1, "max": 0.9}}}, "one degree of freedom too many"),
         (
-            {"parameters": {"mode": {"values": ["joint", "static"]}}, "run_cap": 9},
+            {"parameters": ALPHA | {"mode": {"values": ["joint", "dynamic"]}}},
             "mode is searched: a mode that trains",
         ),
         ({"run_cap": None}, "run_cap is absent: 16 trials will run"),
@@ -26,20 +28,31 @@ SPECS = Path(__file__).parents[1] / "sweeps"
         ({"run_cap": 8}, "TPE never takes over"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 8}}, "nothing is ever stopped early"),
         ({"trainer": {"alpha": 0.3}}, "trainer.alpha is also a parameter; the parameter wins"),
-        ({"parameters": {"alpha": {"min": 0, "max": 1}}, "search": {"presets": []}}, "Write 0.0 and 1.0"),
+        (
+            {"parameters": WIDE | {"alpha": {"min": 0, "max": 1}}, "search": {"presets": []}},
+            "Write 0.0 and 1.0",
+        ),
         (
             {"parameters": {"base_lr": {"distribution": "log_uniform", "min": 1e-4, "max": 4e-3}}},
             "values are 1 to 1.004. To give the values themselves, write log_uniform_values",
         ),
         (
-            {"parameters": {"mask_ratio": {"distribution": "q_uniform", "min": 0.52, "max": 0.9, "q": 0.1}}},
+            {"parameters": WIDE | {"mask_ratio": {"distribution": "q_uniform", "min": 0.52, "max": 0.9, "q": 0.1}}},
             "min = 0.52 is no multiple of q = 0.1; values are multiples, here 0.6 to 0.9",
         ),
         (
-            {"parameters": {"mask_ratio": {"distribution": "q_uniform", "min": 0.55, "max": 0.65, "q": 0.1}}},
+            {"parameters": WIDE | {"mask_ratio": {"distribution": "q_uniform", "min": 0.55, "max": 0.65, "q": 0.1}}},
             "min = 0.55 and max = 0.65 is no multiple of q = 0.1; values are multiples, here 0.6 to 0.6",
         ),
-        ({"parameters": {"alpha": {"value": 0.5}}}, "all trials are equal"),
+        ({"parameters": {"alpha": {"value": 0.5}}}, "a single point, so one trial runs"),
+        ({"parameters": {"alpha": {"values": [0.5]}}}, "a single point, so one trial runs"),
+        ({"parameters": GRID}, "6 combinations, and 16 trials run: some are trained twice"),
+        (
+            {"parameters": ALPHA | {"mask_kind": {"values": ["random", "block"]}}, "search": {"sampler": "cmaes"}},
+            "cmaes models numbers only; mask_kind is drawn at random",
+        ),
+        ({"search": {"sampler": "nsgaii"}}, "16 trials are not even three"),
+        ({"search": {"sampler": "gp", "startup_trials": 16}}, "GP never takes over"),
     ],
 )
 def test_what_is_probably_not_meant_is_one_warning_with_a_remedy(content, part):
