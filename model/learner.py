@@ -136,7 +136,10 @@ class Learner:
         if self._average is not None:
             self.judged.load_state_dict(state["ema"])
             self._average.n_averaged.fill_(updates)
+        decays = [group["weight_decay"] for group in self._optimiser.param_groups]
         self._optimiser.load_state_dict(state["optimiser"])
+        for group, decay in zip(self._optimiser.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # the config's: it may have changed since, as base_lr, which each update sets
         self._scaler.load_state_dict(state["scaler"])
         if self._weighting is not None:
             self._weighting.load_state_dict(state["weighting"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from optuna.distributions import CategoricalDistribution
 
 from model.errors import guess
-from sweep.blocks import MAY_CHANGE_MIDWAY, NUMBERS_ONLY, POPULATION, SINGLE_OBJECTIVE
+from sweep.blocks import MAY_CHANGE_MIDWAY, NUMBERS_ONLY, POPULATION, SINGLE_OBJECTIVE, Pbt, Stop
 from sweep.pbt import can_change
 
 if TYPE_CHECKING:  # sweep.spec imports this module
@@ -94,6 +94,7 @@ def _check_pbt(spec: SweepSpec) -> None:
             raise ValueError(f"search.pbt and {key} are both given; population-based training has no use for {key}")
     if spec.method == "grid":
         raise ValueError("search.pbt with method grid: the population starts from random draws; write method: random")
+    _check_population(spec, pbt)
     searched = spec.space.parameters
     if unknown := [name for name in pbt.parameters if name not in searched]:
         raise ValueError(
@@ -117,6 +118,27 @@ def _check_pbt(spec: SweepSpec) -> None:
         raise ValueError(
             f"search.pbt.parameters: {weights[0]}, but trainer.weighting = {spec.trainer.weighting!r} moves the "
             "weights by itself; write weighting: fixed"
+        )
+
+
+def _check_population(spec: SweepSpec, pbt: Pbt) -> None:
+    """Whether anything would ever change, and what cannot: all its trials start at once and train in step."""
+    for key, given in (("search.stop", spec.search.stop != Stop()), ("metric.target", spec.metric.target is not None)):
+        if given:
+            raise ValueError(
+                f"search.pbt and {key} are both given, but the whole population starts at once: there is no new trial "
+                f"to hold back; leave {key} out"
+            )
+    epochs = spec.space.constants.get("epochs", spec.trainer.epochs)
+    if pbt.every_epochs >= epochs:
+        raise ValueError(
+            f"search.pbt.every_epochs = {pbt.every_epochs}, but trials train for {epochs} epochs, so nothing would "
+            "ever change; give less"
+        )
+    if spec.num_trials - len(spec.presets) < 2:
+        raise ValueError(
+            f"search.pbt: of {spec.num_trials} trials {len(spec.presets)} are presets, which stay as they are; raise "
+            "run_cap, so that two or more can change"
         )
 
 

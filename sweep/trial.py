@@ -16,7 +16,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from model.checkpoint import CheckpointError, forget_previous, has_checkpoint, resume_from, save_checkpoint
+from model.checkpoint import (
+    CheckpointError,
+    forget_previous,
+    has_checkpoint,
+    resume_from,
+    save_checkpoint,
+)
 from model.config import TrainConfig
 from model.data.clips import Clips, load_clips
 from model.data.config import DataConfig
@@ -27,11 +33,14 @@ from model.metrics import Level
 from model.sinks import CsvSink, Event, History, Row, Sink, read_csv, write_text
 from model.team import Team
 from model.trainer import NonFiniteLossError, Trainer
+from sweep.adoption import adopt_copy
 from sweep.blocks import WandbSettings
 from sweep.objective import Objective, ObjectiveSettings
+from sweep.pbt import Change
 from sweep.wandb_sink import RunIdentity, WandbSink
 
 SAVE_EVERY_S = 60.0  # a killed trial loses at most about a minute of training
+PAUSED = ".paused"  # in the trial's folder while it waits for its next part: all its rows were handed to the sinks
 LOOK_EVERY_S = 0.5  # how often a trial looks whether it should stop
 
 logger = logging.getLogger(__name__)
@@ -60,6 +69,10 @@ class TrialJob(BaseModel):
     entity: str | None = None
     processes: PositiveInt = 1
     """Processes that train the model together, on one machine."""
+    until: int | None = None
+    """Epochs after which the trial pauses; `config` and `values` are those of this part."""
+    changes: tuple[Change, ...] = ()
+    """What changed in the trial before this part."""
 
     @property
     def folder(self) -> Path:
@@ -82,6 +95,8 @@ class EpochReport(BaseModel):
     """Why the trial has no value."""
     interrupted: bool = False
     """The trial was asked to stop and left a checkpoint."""
+    paused: bool = False
+    """The trial has come to `TrialJob.until` and left a checkpoint."""
 
 
 class TrialRun:
@@ -108,12 +123,19 @@ class TrialRun:
     def _open(self, clips: Clips) -> None:
         job = self.job
         has_rows = (job.folder / "batch.csv").exists()
+        pause = job.folder / PAUSED
+        whole = pause.exists()
+        pause.unlink(missing_ok=True)  # a part that is killed leaves none
+        if (note := adopt_copy(self._checkpoint, job.config)) is not None:
+            logger.warning("trial %s keeps its own weights: %s", job.trial, note)
         self._trainer, kept = self._resumed(clips)
         self._objective = Objective.replay(kept.epoch, kept.batch, job.objective)
         for row in kept.batch:
             if row["batch/epoch"] >= self._trainer.epoch:
                 self._objective.add_batch(row)
-        write_text(job.folder / "config.yaml", config_text(job.config, f"trial {job.trial} of sweep {job.sweep}"))
+        schedule = "".join(f"# {change}\n" for change in job.changes)
+        text = config_text(job.config, f"trial {job.trial} of sweep {job.sweep}")
+        write_text(job.folder / "config.yaml", schedule + text)
         csv = CsvSink(job.folder, keep_batches=len(kept.batch), keep_epochs=len(kept.epoch))
         wandb = WandbSink(
             RunIdentity(
@@ -128,9 +150,10 @@ class TrialRun:
             self._wandb_config(),
             mode=job.wandb.mode,
             init_timeout_s=job.wandb.init_timeout_s,
-            resumed=has_rows,
+            resumed=has_rows and not whole,
         )
-        for event in kept.events():  # a killed part may have left rows in the CSV files that never came to W&B
+        # a killed part may have left rows in the CSV files that never came to W&B; to ask W&B takes seconds
+        for event in kept.events() if not whole else ():
             wandb.log(event)
         self._sinks: list[Sink] = [csv, wandb]
         self._last_row = kept.epoch[-1] if kept.epoch else None
@@ -141,9 +164,9 @@ class TrialRun:
     def run_epoch(self) -> EpochReport:
         """Train to the end of the current epoch; closes the trial where that was the last one, or it diverged.
 
-        Of a trial that was finished before it was opened, the last epoch is reported again.
+        Of a trial that was finished (or had come to `until`) before it was opened, the last epoch is reported again.
         """
-        if self._trainer.finished and self._last_row is not None:
+        if (self._trainer.finished or self._at_pause) and self._last_row is not None:
             return self._report(self._last_row)
         try:
             with self._team.explaining():
@@ -202,13 +225,24 @@ class TrialRun:
     def _report(self, row: Row) -> EpochReport:
         """What the epoch's row says of the trial; ends the trial, or saves a checkpoint where one is due."""
         finished, diverged = self._trainer.finished, self._objective.diverged
+        paused = self._at_pause and not finished and diverged is None
         if finished or diverged:
             self.close(exit_code=1 if diverged else 0)
+        elif paused:
+            self._save()
+            self._close_sinks(exit_code=0)
+            (self.job.folder / PAUSED).touch()
         elif self._save_clock.due():
             self._save()
         # as it would stand if this were the last epoch: a sweep may minimise it
         metrics = dict(row) | {"summary/best_loss": row["epoch/best_loss_so_far"]}
-        return EpochReport(epochs=self._trainer.epoch, metrics=metrics, finished=finished, diverged=diverged)
+        return EpochReport(
+            epochs=self._trainer.epoch, metrics=metrics, finished=finished, diverged=diverged, paused=paused
+        )
+
+    @property
+    def _at_pause(self) -> bool:
+        return self.job.until is not None and self._trainer.epoch >= self.job.until
 
     def _resumed(self, clips: Clips) -> tuple[Trainer, History]:
         """A trainer that goes on from the folder's checkpoint, or a fresh one; and the folder's rows up to there."""

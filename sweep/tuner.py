@@ -1,7 +1,7 @@
-"""Ray Tune runs the trials: the only module that knows Ray (with searcher.py, its interface to our study).
+"""Ray Tune runs the trials. Beside this module, only its parts know Ray: searcher, schedulers and trainable.
 
-Ray starts and restarts workers, places them, and stops trials early (ASHA). What is known of a trial is not kept in
-Ray's state but in the study and the trial's folder, so a sweep goes on after any end of Ray.
+Ray starts and restarts workers, places them, and stops trials early. What is known of a trial is not kept in Ray's
+state but in the study and the trial's folder, so a sweep goes on after any end of Ray.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import os
 import signal
 import subprocess
 import threading
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 # read when ray is imported or Tune starts
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -32,22 +30,18 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours lets trials leave a chec
 
 import ray
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 
-from model.errors import ConfigError, UserError
+from model.errors import ConfigError
+from sweep.population import PopulationSearcher
 from sweep.resources import Resources
 from sweep.results import ResultsFolder
-from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, REFUSED, StudySearcher
+from sweep.schedulers import make_scheduler
+from sweep.searcher import EPOCHS, PAUSED, StudySearcher
 from sweep.spec import SweepSpec
+from sweep.stopping import StopRules
 from sweep.study import SweepStudy
-
-if TYPE_CHECKING:
-    from sweep.trial import TrialRun
-
-logger = logging.getLogger(__name__)
-
-ERROR_FILE = "error.txt"
-WARNINGS = "trial_warnings"
+from sweep.trainable import ERROR_FILE, WARNINGS, SweepTrainable
 
 
 class Watcher(Protocol):
@@ -66,147 +60,21 @@ class Watcher(Protocol):
         """Something that the user should read once."""
 
 
-class SweepTrainable(tune.Trainable):
-    """A trial in a Ray worker. The worker is reused: its next trial comes by `reset_config`.
-
-    The TrialRun is opened in the first `step`, so that whatever fails there is an error of that trial.
-    """
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Take a trial; cheap, the imports aside."""
-        import torch
-
-        import sweep.trial  # noqa: F401  # heavy: once per worker, while no trial waits for it
-
-        torch.set_num_threads(config["threads"])
-        self._run: TrialRun | None = None
-        self._warnings: list[str] = []
-        self._take(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Close the trial before, which gets no `cleanup`, and take the next."""
-        with _collected_warnings(self._warnings):
-            try:
-                self._close()
-            except Exception as error:  # it is not the next trial's fault
-                logger.warning("the end of trial %s was not recorded: %s", self._job.trial, error)
-                self._run = None
-        self._take(new_config)
-        return True
-
-    def _take(self, config: dict[str, Any]) -> None:
-        from sweep.trial import TrialJob
-
-        own = {key: config[key] for key in ("trial", "values", "preset", "config")}
-        self._job = TrialJob.model_validate({**config["shared"], **own})
-        self._stop_file = Path(config["stop_file"])
-
-    def step(self) -> dict[str, Any]:
-        """One epoch."""
-        from sweep.trial import TrialRun
-
-        with _collected_warnings(self._warnings):
-            try:
-                if self._run is None:
-                    if self._stop_file.exists():
-                        return {INTERRUPTED: True, "done": True}
-                    (self._job.folder / ERROR_FILE).unlink(missing_ok=True)  # of an attempt before this one
-                    self._run = TrialRun(self._job, should_stop=self._stop_file.exists)
-                report = self._run.run_epoch()
-            except UserError as error:
-                return {REFUSED: str(error), "done": True}
-            except Exception:
-                self._job.folder.mkdir(parents=True, exist_ok=True)
-                (self._job.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
-                raise
-        warnings, self._warnings = self._warnings, []
-        result = {
-            **report.metrics,
-            EPOCHS: report.epochs,
-            FINISHED: report.finished,
-            DIVERGED: report.diverged,
-            INTERRUPTED: report.interrupted,
-            "done": report.finished or report.interrupted or report.diverged is not None,
-        }
-        return result | ({WARNINGS: warnings} if warnings else {})
-
-    def cleanup(self) -> None:
-        """The worker ends."""
-        self._close()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """For Tune's own use of checkpoints; a trial that is resumed uses its folder's."""
-        assert self._run is not None
-        self._run.save(Path(checkpoint_dir) / "last.pt")
-
-    def _close(self) -> None:
-        if self._run is not None:
-            self._run.close()
-            self._run = None
-
-            import torch
-
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # the next model may have another size
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A trial under our own name, which survives the driver; Ray draws a new id each time."""
-
-    trial_id: str
-
-
-class AshaKeepingPresets(AsyncHyperBandScheduler):
-    """Ray's ASHA (Li et al. 2018) with two differences.
-
-    Presets are never stopped: the sweep's gain is measured against them, and needs them trained to the end. And a
-    diverged trial leaves no NaN among the values that decide on others.
-    """
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, _named(trial))
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if not math.isfinite(result.get(self._metric, math.nan)):
-            return str(TrialScheduler.CONTINUE)
-        action = super().on_trial_result(tune_controller, _named(trial), result)
-        keep = trial.config.get("preset") is not None and result[self._time_attr] < self._max_t
-        return str(TrialScheduler.CONTINUE if keep else action)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if math.isfinite(result.get(self._metric, math.nan)):
-            super().on_trial_complete(tune_controller, _named(trial), result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_remove(tune_controller, _named(trial))
-
-    def replay(self, study: SweepStudy) -> None:
-        """Learn what the study's trials reported, so that a resumed sweep decides as an uninterrupted one."""
-        for number, values in study.intermediate_values().items():
-            trial = _Named(study.trial_name(number))
-            super().on_trial_add(None, trial)
-            for epoch in sorted(values):
-                super().on_trial_result(None, trial, {self._time_attr: epoch + 1, self._metric: values[epoch]})
-
-
-def _named(trial: Any) -> _Named:
-    return _Named(trial.config["trial"])
-
-
 class _TuneCallback(tune.Callback):
     """Tune's events -> the watcher."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher: Watcher | None = watcher
         self._warned: set[str] = set()
+        self._paused: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_watcher": None, "_warned": set()}  # Tune pickles its callbacks; terminals cannot be
+        return {"_watcher": None, "_warned": set(), "_paused": set()}  # Tune pickles its callbacks; terminals cannot be
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         assert self._watcher
-        self._watcher.started(trial.config["trial"])
+        if trial.config["trial"] not in self._paused:
+            self._watcher.started(trial.config["trial"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -221,7 +89,10 @@ class _TuneCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         assert self._watcher
-        self._watcher.ended(trial.config["trial"])
+        if trial.last_result.get(PAUSED):
+            self._paused.add(trial.config["trial"])
+        else:
+            self._watcher.ended(trial.config["trial"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         assert self._watcher
@@ -245,20 +116,12 @@ def run_trials(
     """Run `num_trials` more trials (unfinished ones included) to their ends; True where the user stopped it.
 
     Args:
-        search: trials may be stopped early, and metric.target ends the search; else each trains to its end.
+        search: trials may be stopped early, and search.stop may end the search; else each trains to its end.
 
     Raises ConfigError where no node has the resources of one trial.
     """
-    mode = "min" if spec.metric.goal == "minimize" else "max"
-    searcher = StudySearcher(
-        study,
-        num_trials,
-        metric=spec.metric.name,
-        mode=mode,
-        make_config=lambda values: study.space.to_config(spec.trainer, values),
-        crash_reason=lambda number: _crash_reason(folder, study.trial_name(number)),
-        target=spec.metric.target if search else None,
-    )
+    population = search and spec.search.pbt is not None
+    searcher = _searcher(spec, folder, study, num_trials, search)
     # in this order: ray.init puts a SIGTERM handler of its own in place of any other
     with _ray() as nodes, _stopping(searcher, folder.stop_file, watcher) as stopped:
         concurrent = max_concurrent(spec.resources, nodes)
@@ -278,8 +141,8 @@ def run_trials(
             param_space={"shared": shared, "stop_file": str(folder.stop_file), "threads": spec.resources.threads},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_scheduler(spec, study, mode) if search else FIFOScheduler(),
-                num_samples=num_trials,
+                scheduler=make_scheduler(spec, study) if search else FIFOScheduler(),
+                num_samples=-1 if population else num_trials,  # parts of trials; the searcher knows when it is over
                 max_concurrent_trials=concurrent,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.config["trial"],
@@ -294,7 +157,27 @@ def run_trials(
             ),
         )
         tuner.fit()
+    if searcher.ended_by is not None:
+        watcher.warning(f"no new trials: {searcher.ended_by}")
     return stopped.is_set()
+
+
+def _searcher(
+    spec: SweepSpec, folder: ResultsFolder, study: SweepStudy, num_trials: int, search: bool
+) -> StudySearcher:
+    def crash_reason(number: int) -> str:
+        return _crash_reason(folder, study.trial_name(number))
+
+    if search and spec.search.pbt is not None:
+        return PopulationSearcher(spec, folder.path, study, num_trials, crash_reason)
+    return StudySearcher(
+        study,
+        num_trials,
+        metrics=spec.objectives,
+        make_config=lambda values: study.space.to_config(spec.trainer, values),
+        crash_reason=crash_reason,
+        rules=StopRules(spec.search.stop, spec.objectives, spec.resources.gpu) if search else None,
+    )
 
 
 def max_concurrent(resources: Resources, nodes: list[dict[str, float]]) -> int:
@@ -310,29 +193,6 @@ def max_concurrent(resources: Resources, nodes: list[dict[str, float]]) -> int:
             f"Ray has here offers {largest['CPU']:g} CPU and {largest['GPU']:g} GPU; ask for at most that"
         )
     return most if resources.max_concurrent == "auto" else min(most, resources.max_concurrent)
-
-
-def _scheduler(spec: SweepSpec, study: SweepStudy, mode: str) -> TrialScheduler:
-    stop, epochs = spec.early_terminate, _max_epochs(spec)
-    if stop is None or stop.first_rung >= epochs:
-        return FIFOScheduler()
-    scheduler = AshaKeepingPresets(
-        time_attr=EPOCHS,
-        metric=spec.metric.name,
-        mode=mode,
-        max_t=epochs,
-        grace_period=stop.first_rung,
-        reduction_factor=stop.eta,
-    )
-    scheduler.replay(study)
-    return scheduler
-
-
-def _max_epochs(spec: SweepSpec) -> int:
-    searched = spec.space.parameters.get("epochs")
-    if searched is not None and searched.count is not None:
-        return int(max(searched.value_at(index) for index in range(searched.count)))
-    return spec.space.to_config(spec.trainer, {}).epochs
 
 
 @contextmanager
@@ -399,25 +259,6 @@ def _stopping(searcher: StudySearcher, stop_file: Path, watcher: Watcher) -> Ite
         for number, handler in before.items():
             signal.signal(number, handler)
         stop_file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _collected_warnings(texts: list[str]) -> Iterator[None]:
-    """Warnings of our own loggers into `texts`, to be sent to the driver: a worker's terminal is nobody's."""
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            texts.append(record.getMessage())
-
-    handler = Collect(level=logging.WARNING)
-    loggers = [logging.getLogger(name) for name in ("sweep", "model")]
-    for log in loggers:
-        log.addHandler(handler)
-    try:
-        yield
-    finally:
-        for log in loggers:
-            log.removeHandler(handler)
 
 
 def _crash_reason(folder: ResultsFolder, trial: str) -> str:

@@ -87,8 +87,8 @@ def test_one_module_knows_wandb():
     assert importers("wandb") == {"sweep/wandb_sink.py"}
 
 
-def test_two_modules_know_ray():
-    assert importers("ray") == {"sweep/tuner.py", "sweep/searcher.py"}
+def test_four_modules_know_ray():
+    assert importers("ray") == {f"sweep/{name}.py" for name in ("tuner", "trainable", "searcher", "schedulers")}
 
 
 def test_nobody_imports_the_command():
