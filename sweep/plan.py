@@ -15,9 +15,11 @@ from model.data.clips import Clips, load_clips
 from model.errors import ConfigError, UserError
 from model.plan import EpochPlan, check_sensors
 from model.probe_task import ProbeTask
+from sweep.candidates import most_candidates
 from sweep.spec import SweepSpec
 from sweep.study import Values
 from sweep.wandb_sink import RunIdentity
+from sweep.warm_start import WarmStart
 
 MAX_PROBES = 256  # combinations that are checked against the data
 
@@ -39,15 +41,22 @@ class SweepPlan:
     skipped: tuple[str, ...]
     """Frames or videos that could not be read."""
     first: tuple[tuple[str | None, Values], ...]
-    """Trials to run before the sampler is asked: presets, or the points of a grid."""
+    """Trials to run before the sampler is asked: presets, an earlier sweep's best ones, or the points of a grid."""
+    warm: WarmStart
+    """What earlier sweeps give."""
 
     @property
     def rows_per_trial(self) -> int:
         """W&B rows of metrics of a trial that is not stopped early: one per update and one per epoch."""
         return self.base.epochs * (self.epoch.updates + 1)
 
+    @property
+    def confirmation_configs(self) -> int:
+        """Configs that are confirmed, at most: a best one may be a preset, too. 0 without `confirm`."""
+        return 0 if self.spec.confirm is None else most_candidates(self.spec)
 
-def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
+
+def make_plan(spec: SweepSpec, progress: Progress | None = None, warm: WarmStart | None = None) -> SweepPlan:
     """Check everything that a trial would stumble over; decodes the data where that was not done before.
 
     Raises ConfigError or DataError, with the key, for a config that does not fit its data or a model that timm does
@@ -83,7 +92,8 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None) -> SweepPlan:
         held_out_clips=len(data.held_out),
         sequences=data.num_sequences,
         skipped=tuple(f"{fault.file} ({fault.reason})" for fault in data.skipped),
-        first=tuple(_first(spec)),
+        first=tuple(first_trials(spec, warm)),
+        warm=warm or WarmStart(),
     )
 
 
@@ -106,7 +116,7 @@ def _from_spec(text: str, spec: SweepSpec) -> str:
 
 def _probes(spec: SweepSpec) -> Iterator[TrainConfig]:
     """The presets, and what is searched of data, counts and model, at its ends and in all combinations."""
-    values = [preset for _, preset in _first(spec)[: len(spec.presets)]]
+    values = [preset for _, preset in first_trials(spec)[: len(spec.presets)]]
     axes = {
         name: parameter.probes()
         for name, parameter in spec.space.parameters.items()
@@ -121,17 +131,19 @@ def _probes(spec: SweepSpec) -> Iterator[TrainConfig]:
             continue  # the spec was checked: these values go only with others
 
 
-def _first(spec: SweepSpec) -> list[tuple[str | None, Values]]:
-    """Presets with their names, then the grid's other points."""
+def first_trials(spec: SweepSpec, warm: WarmStart | None = None) -> list[tuple[str | None, Values]]:
+    """Presets with their names, then what earlier sweeps found best, then the grid's other points."""
     first: list[tuple[str | None, Values]] = []
     for number, preset in enumerate(spec.presets):
         name = preset_name(preset, number)
         if any(name == other for other, _ in first):
             name += f"-{number}"
         first.append((name, spec.space.fill_preset(preset, spec.trainer)))
-    if spec.method == "grid":
-        presets = [values for _, values in first]
-        first += [(None, point) for point in spec.space.grid() if point not in presets]
+    others = [values for _, values in warm.first] if warm is not None else []  # no presets: they may be stopped early
+    others += spec.space.grid() if spec.method == "grid" else []
+    for values in others:
+        if all(values != known for _, known in first):
+            first.append((None, values))
     return first
 
 

@@ -31,6 +31,7 @@ class Progress:
         sign: 1 where the metric is minimised, -1 where it is maximised.
         metric: name of the metric.
         on_ended: called with a trial that ended, before its line is printed.
+        competing: the trials are in search of the best one; False for runs that only count together.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Progress:
         sign: float,
         metric: str,
         on_ended: Callable[[Record], None],
+        competing: bool = True,
     ) -> None:
         self._console = console
         self._num_trials = num_trials
@@ -52,6 +54,7 @@ class Progress:
         self._sign = sign
         self._metric = metric
         self._on_ended = on_ended
+        self._competing = competing
         self._running: dict[str, tuple[int, float | None]] = {}  # trial -> (epochs, value)
         self._best: tuple[float, str] | None = None
         self._started = time.monotonic()
@@ -73,7 +76,7 @@ class Progress:
     def note_best(self, record: Record) -> None:
         """Compare with a trial that trained to its end, also one of an earlier session."""
         value = record.value
-        if record.outcome is not Outcome.COMPLETE or value is None:
+        if not self._competing or record.outcome is not Outcome.COMPLETE or value is None:
             return
         if self._best is None or self._sign * value < self._sign * self._best[0]:
             self._best = (value, record.trial)
@@ -126,7 +129,8 @@ class Progress:
 
     def _status(self) -> str:
         best = "none yet" if self._best is None else f"{self._best[0]:.4f} (trial {self._best[1]})"
-        return f"{self._done} of {self._num_trials} trials done, best {self._metric} {best}, {self._time_left()}"
+        standing = f"best {self._metric} {best}, " if self._competing else ""
+        return f"{self._done} of {self._num_trials} trials done, {standing}{self._time_left()}"
 
     def _time_left(self) -> str:
         finished = self._done - self._done_before

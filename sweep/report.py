@@ -20,12 +20,14 @@ from plotly.offline import get_plotlyjs
 from model.errors import UserError
 from model.metrics import OBJECTIVE_NAMES
 from model.sinks import write_text
+from sweep.candidates import how_to_confirm
 from sweep.report_data import SweepResults, TrialResult, load_results
-from sweep.report_figures import MARKS, figures, number, state_name
+from sweep.report_figures import MARKS, confirmation_figure, figures, number, state_name
 from sweep.study import Outcome
 
 MAX_ROWS = 200  # of the table: more make the page slow on a phone
 SKILLS = {"eval/static_skill": "predicting the mean frame", "eval/pred_skill": "copying frame 3"}
+MAX_NAMED = 6  # trials of a Pareto front
 TABLE_METRICS = (*OBJECTIVE_NAMES, "eval/reference_loss", *SKILLS, "epoch/actual_static_contribution")
 
 
@@ -50,13 +52,14 @@ def render(results: SweepResults) -> str:
     counts = Counter(trial.record.outcome for trial in results.trials)
     order = list(MARKS)
     ranked = sorted(results.trials, key=lambda t: (order.index(t.record.outcome), *results.rank(t.record)))
-    wanted = dict.fromkeys((results.spec.metric.name, *TABLE_METRICS))
+    wanted = dict.fromkeys((*(metric.name for metric in results.spec.objectives), *TABLE_METRICS))
     return templates.get_template("report.html.jinja").render(
         results=results,
         made=time.strftime("%Y-%m-%d %H:%M %z"),
         answer=answer(results),
         counts=[(outcome, counts[outcome]) for outcome in MARKS if counts[outcome]],
         ended=len(results.trials) - counts[Outcome.RUNNING],
+        confirmation=confirmation_figure(results.conclusion) if results.conclusion else None,
         sections=figures(results),
         ranked=ranked[:MAX_ROWS],
         metrics=[name for name in wanted if any(name in trial.metrics for trial in ranked)],
@@ -66,7 +69,12 @@ def render(results: SweepResults) -> str:
 
 
 def answer(results: SweepResults) -> str:
-    """What the sweep found, in plain sentences."""
+    """What the sweep found, in plain sentences: what was confirmed, else the search's pick, called just that."""
+    if results.spec.metrics:
+        return _front(results)
+    conclusion = results.conclusion
+    if conclusion is not None and conclusion.confirmed:
+        return f"Confirmed with fresh seeds: {conclusion.answer}"
     winner, metric = results.best, results.spec.metric.name
     if winner is None:
         return _no_winner(results)
@@ -85,7 +93,26 @@ def answer(results: SweepResults) -> str:
         if name in row:
             better = "better" if row[name] > 0 else "not better"
             sentences.append(f"With {name} {number(row[name])} it is {better} than {rival}.")
+    sentences.append(f"It is {how_to_confirm(results.spec)}.")
+    if conclusion is not None:
+        sentences.append(conclusion.answer)
     return " ".join(sentences)
+
+
+def _front(results: SweepResults) -> str:
+    """The Pareto front: no trial is the best of several metrics."""
+    if not results.front:
+        return _no_winner(results)
+    names = " and ".join(metric.name for metric in results.spec.metrics)
+    parts = [
+        f"trial {trial.name} ({', '.join(map(number, trial.record.objectives))})" for trial in results.front[:MAX_NAMED]
+    ]
+    more = f" and {len(results.front) - MAX_NAMED} others" if len(results.front) > MAX_NAMED else ""
+    return (
+        f"Of {names} no trial is the best. {len(results.front)} trials are on the Pareto front, which no complete "
+        f"trial beats in all of them: {'; '.join(parts)}{more}. One seed each: trials that lie close together may change "
+        "places with another seed. pareto.csv has their rows, pareto/ a config of each."
+    )
 
 
 def _no_winner(results: SweepResults) -> str:
@@ -120,8 +147,7 @@ def _gain(results: SweepResults, winner: TrialResult) -> str:
     share = f" ({gain / abs(base):.1%})" if base else ""
     return (
         f"That is better by {number(gain)}{share} than the equal-weights preset (trial {equal.name}: {number(base)}). "
-        "One seed each is no proof, and the best of many is picked for luck too: train both again with other seeds "
-        "before you publish."
+        "One seed each is no proof, and the best of many is picked for luck too."
     )
 
 

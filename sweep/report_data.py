@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from model.errors import UserError
 from model.sinks import Row, read_csv
+from sweep.conclusion import Conclusion
+from sweep.front import front_of
 from sweep.results import ResultsFolder, equal_weights
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import Outcome, Record, best
@@ -39,11 +41,20 @@ class SweepResults:
     trials: list[TrialResult]  # by number
     provenance: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    conclusion: Conclusion | None = None  # of the confirmation that the spec asks for
 
     @property
     def best(self) -> TrialResult | None:
-        """The best trial that trained to its end."""
+        """The best trial that trained to its end; None where several metrics are optimised."""
+        if self.spec.metrics:
+            return None
         return self._of(best([trial.record for trial in self.trials], self.spec.metric.goal))
+
+    @property
+    def front(self) -> list[TrialResult]:
+        """The Pareto front, where several metrics are optimised."""
+        found = (self._of(record) for record in front_of([trial.record for trial in self.trials], self.spec))
+        return [trial for trial in found if trial is not None]
 
     @property
     def equal(self) -> TrialResult | None:
@@ -90,7 +101,14 @@ def load_results(folder: Path) -> SweepResults:
     if lost:
         shown = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
         notes.append(f"trial {shown}: epoch.csv is missing or holds no epoch; what is shown is from trials.csv")
-    return SweepResults(folder, spec, trials, provenance, notes)
+    return SweepResults(folder, spec, trials, provenance, notes, _conclusion(folder, spec, notes))
+
+
+def _conclusion(folder: Path, spec: SweepSpec, notes: list[str]) -> Conclusion | None:
+    path = ResultsFolder(folder).conclusion_file
+    if spec.confirm is None or not path.exists():
+        return None
+    return _attempt(lambda path: Conclusion.model_validate_json(path.read_bytes()), path, notes)
 
 
 def _trial(row: Mapping[str, Any], folder: Path, spec: SweepSpec, notes: list[str]) -> TrialResult:
@@ -108,6 +126,7 @@ def _trial(row: Mapping[str, Any], folder: Path, spec: SweepSpec, notes: list[st
         value=None if outcome is Outcome.DIVERGED else metrics.get(spec.metric.name),
         epochs=len(epochs) or int(row.get("epochs_done", 0)),
         reason=row.get("reason"),
+        objectives=tuple(metrics[metric.name] for metric in spec.objectives if metric.name in metrics),
     )
     return TrialResult(row["trial"], record, metrics, epochs)
 

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from model.metrics import BATCH_STEP, EPOCH_STEP
 from model.sinks import Row
+from sweep.conclusion import Conclusion
 from sweep.report_data import SweepResults, TrialResult
 from sweep.space import Choice, distribution_of
 from sweep.study import Outcome, Record
@@ -50,12 +51,40 @@ def figures(results: SweepResults) -> dict[str, list[Figure]]:
     trials = results.trials
     batches = {trial.name: thin(results.batches(trial)) for trial in results.watched}
     sections = {
+        "Pareto front": [_front(results)] if results.front else [],
         "Search": [_history(results)] if trials else [],
         "Searched parameters": [_slice(results, name) for name in results.spec.space.parameters if trials],
         "Held-out clips": [_reference_loss(results)] if any(trial.epochs for trial in trials) else [],
         "Core triangle": [_updates(results, batches, name) for name in CORE_TRIANGLE if any(batches.values())],
     }
     return {title: made for title, made in sections.items() if made}
+
+
+def confirmation_figure(conclusion: Conclusion) -> Figure:
+    """Each config's value for each seed, and its mean with the interval."""
+    figure = go.Figure()
+    runs = [(row.name, run) for row in conclusion.rows for run in row.runs if run.value is not None]
+    figure.add_scatter(
+        x=[name for name, _ in runs],
+        y=[run.value for _, run in runs],
+        name="a seed's run",
+        mode="markers",
+        marker={"symbol": "circle-open", "color": BLUE, "size": 8},
+        hovertext=[escape(f"{name}, seed {run.seed} (trial {run.trial}): {number(run.value)}") for name, run in runs],
+        hoverinfo="text",
+    )
+    means = [(row.name, row.mean) for row in conclusion.rows if row.mean is not None]
+    figure.add_scatter(
+        x=[name for name, _ in means],
+        y=[mean.mean for _, mean in means],
+        error_y={"type": "data", "array": [0.0 if m.high is None else m.high - m.mean for _, m in means], "width": 8},
+        name="mean and 95 % interval",
+        mode="markers",
+        marker={"symbol": "diamond", "color": ORANGE, "size": 10},
+    )
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[row.name for row in conclusion.rows])
+    seeds = ", ".join(map(str, conclusion.seeds))
+    return _figure("Values by config", f"Seeds {seeds}, all epochs.", figure, "config", conclusion.metric)
 
 
 def state_name(outcome: Outcome) -> str:
@@ -109,6 +138,30 @@ def _history(results: SweepResults) -> Figure:
     figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
     text = "Each trial's last value. Pruned trials (hollow) stopped early: their values are of fewer epochs."
     return _figure("Value by trial", text, figure, "trial", results.spec.metric.name)
+
+
+def _front(results: SweepResults) -> Figure:
+    """The first two of several metrics against each other."""
+    across, up = (metric.name for metric in results.spec.metrics[:2])
+    front = {trial.name for trial in results.front}
+    figure = go.Figure()
+    for name, trials, mark in (
+        ("trained to the end", [trial for trial in results.trials if trial.name not in front], MARKS[Outcome.COMPLETE]),
+        ("on the front", results.front, ("diamond", ORANGE)),
+    ):
+        shown = [trial for trial in trials if len(trial.record.objectives) == len(results.spec.metrics)]
+        shown = [trial for trial in shown if trial.record.outcome is Outcome.COMPLETE]
+        figure.add_scatter(
+            x=[trial.record.objectives[0] for trial in shown],
+            y=[trial.record.objectives[1] for trial in shown],
+            name=name,
+            mode="markers",
+            marker={"symbol": mark[0], "color": mark[1], "size": 10},
+            hovertext=[_hover(trial) for trial in shown],
+            hoverinfo="text",
+            showlegend=True,
+        )
+    return _figure("Pareto front", "Of the first two metrics, one seed each.", figure, across, up)
 
 
 def _slice(results: SweepResults, name: str) -> Figure:

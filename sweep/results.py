@@ -23,6 +23,7 @@ from model.configfile import load_yaml
 from model.errors import ConfigError, UserError
 from model.metrics import EPOCH_NAMES, EVAL_NAMES, FEATURE_NAMES, OBJECTIVE_NAMES, SUMMARY_NAMES
 from model.sinks import read_csv, write_json, write_text
+from sweep.space import Space
 from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, Record
 
@@ -40,6 +41,11 @@ class ResultsFolder:
         self.provenance_file = self.path / "provenance.json"
         self.trials_file = self.path / "trials.csv"
         self.best_file = self.path / "best.yaml"
+        self.front_file = self.path / "pareto.csv"
+        self.front_folder = self.path / "pareto"
+        self.warm_start_file = self.path / "warm_start.json"
+        self.confirm_runs_file = self.path / "confirm.csv"
+        self.conclusion_file = self.path / "confirm.json"
         self.report_file = self.path / "report.html"
         self.stop_file = self.path / ".stop"
         self._lock = FileLock(self.path / ".driver.lock")
@@ -93,7 +99,8 @@ class ResultsFolder:
         """Take back what `open` and the start of a sweep wrote, unless there are trials."""
         if (self.path / "trials").exists():
             return
-        for file in (self.spec_file, self.provenance_file, self.trials_file, self.stop_file, self.path / JOURNAL):
+        written = (self.spec_file, self.provenance_file, self.trials_file, self.warm_start_file, self.stop_file)
+        for file in (*written, self.path / JOURNAL):
             file.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -138,13 +145,22 @@ class ResultsFolder:
 
 
 class TrialTable:
-    """trials.csv, a row per trial: kept in memory, rewritten at most every few seconds and at the end."""
+    """trials.csv, a row per trial: kept in memory, rewritten at most every few seconds and at the end.
+
+    Args:
+        folder: where the trials are.
+        spec: of the sweep.
+        confirming: the space of the confirmation runs; the table is then confirm.csv, a row per run.
+    """
 
     REWRITE_EVERY_S = 2.0
 
-    def __init__(self, folder: ResultsFolder, spec: SweepSpec) -> None:
+    def __init__(self, folder: ResultsFolder, spec: SweepSpec, confirming: Space | None = None) -> None:
         self._folder = folder
         self._spec = spec
+        self._space = confirming or spec.space
+        self._file = folder.trials_file if confirming is None else folder.confirm_runs_file
+        self._name = "preset" if confirming is None else "candidate"  # what the trial's name is a name of
         self._rows: dict[int, dict[str, Any]] = {}
         self._written_at = 0.0
 
@@ -152,10 +168,10 @@ class TrialTable:
     def columns(self) -> tuple[str, ...]:
         """Column names; metrics are those after the trial's last epoch."""
         last = tuple(name for name in EPOCH_NAMES if name != "epoch")
-        head = ("trial", "state", "reason", "preset", "epochs_done")
+        head = ("trial", "state", "reason", self._name, "epochs_done")
         return (
             *head,
-            *self._spec.space.parameters,
+            *self._space.parameters,
             "effective_mask_ratio",
             *OBJECTIVE_NAMES,
             *EVAL_NAMES,
@@ -178,7 +194,7 @@ class TrialTable:
             "trial": record.trial,
             "state": record.outcome.value,
             "reason": record.reason,
-            "preset": record.preset,
+            self._name: record.preset,
             "epochs_done": len(epochs),
             **record.values,
             "effective_mask_ratio": self._effective_mask_ratio(record),
@@ -191,18 +207,25 @@ class TrialTable:
 
     def _effective_mask_ratio(self, record: Record) -> float | None:
         try:
-            return self._spec.space.to_config(self._spec.trainer, record.values).effective_mask_ratio
+            return self._space.to_config(self._spec.trainer, record.values).effective_mask_ratio
         except ConfigError:  # a trial that failed because its values do not go together
             return None
 
     def write(self) -> None:
         """Write all rows, by trial."""
+        self._write(self._file, sorted(self._rows))
+        self._written_at = time.monotonic()
+
+    def write_front(self, front: Iterable[Record]) -> None:
+        """pareto.csv: the rows of these trials, in this order."""
+        self._write(self._folder.front_file, [record.number for record in front])
+
+    def _write(self, file: Path, numbers: Iterable[int]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self._rows[number] for number in sorted(self._rows))
-        write_text(self._folder.trials_file, text.getvalue())
-        self._written_at = time.monotonic()
+        writer.writerows(self._rows[number] for number in numbers)
+        write_text(file, text.getvalue())
 
 
 def _session() -> dict[str, Any]:

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from model.bars import decoding
 from model.errors import UserError
+from sweep.conclusion import Conclusion
+from sweep.confirm import Confirmation
+from sweep.findings import write_best, write_conclusion, write_front, write_report_or_say_why_not
+from sweep.front import front_of
 from sweep.plan import SweepPlan, make_plan
 from sweep.progress import Progress
 from sweep.results import ResultsFolder, TrialTable
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import JOURNAL, Outcome, Record, SweepStudy, best
-from sweep.terminal import print_plan, print_summary
+from sweep.terminal import print_conclusion, print_counts, print_front, print_next_steps, print_plan, print_summary
+from sweep.warm_start import WarmStart, load_warm_start
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,7 +75,10 @@ def run(
     for warning in spec.warnings():
         console.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
     folder.check(spec, resume)
-    plan = _plan_with_bar(spec, console)
+    warm = _warm_start(spec, folder)
+    for note in warm.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    plan = _plan_with_bar(spec, console, warm)
     print_plan(plan, folder, console)
     if dry_run:
         console.print("dry run: everything was checked, nothing was started")
@@ -87,53 +97,119 @@ def run(
 def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console) -> int:
     spec = plan.spec
     uid = folder.write_provenance(spec)
+    if spec.search.warm_start:
+        plan.warm.save(folder.warm_start_file)  # what it was made of may be gone when the sweep is resumed
     study = _open_study(plan, folder)
-    from sweep.tuner import run_trials  # imports Ray: not before everything was checked
-
-    records = study.records()
-    ended = [record for record in records if record.outcome is not Outcome.RUNNING]
-    table = TrialTable(folder, spec)
-    for record in records:
-        table.update(record)
-    to_run = spec.num_trials - len(ended)
-    stopped = False
-    if to_run > 0:
-        if records:
-            console.print(f"resuming: {len(ended)} trials are done, {study.unfinished} go on, {to_run} to run in all")
-        progress = Progress(
-            console,
-            num_trials=spec.num_trials,
-            done=len(ended),
-            epochs=plan.base.epochs,
-            find=study.record,
-            sign=1.0 if spec.metric.goal == "minimize" else -1.0,
-            metric=spec.metric.name,
-            on_ended=table.update,
-        )
-        for record in ended:
-            progress.note_best(record)
-        with progress:
-            try:
-                stopped = run_trials(spec, folder, study, uid, to_run, progress)
-            finally:
-                for record in study.records():
-                    table.update(record)
-                table.write()
-    else:
-        table.write()
+    to_run = spec.num_trials - len(_ended(study))
+    if to_run <= 0:
         console.print(f"all {spec.num_trials} trials are done already; --set run_cap={spec.num_trials * 2} adds more")
+    else:
+        folder.conclusion_file.unlink(missing_ok=True)  # the trials to come may change what is to be confirmed
+    stopped = _run_trials(plan, folder, study, uid, max(to_run, 0), console)
     records = study.records()
-    winner = _write_findings(spec, folder, records, console)
+    if spec.metrics:
+        return _end_with_front(spec, folder, records, stopped, console)
+    winner = best(records, spec.metric.goal)
     print_summary(spec, folder, records, winner, console)
+    config, conclusion = None, None
+    if winner is not None:
+        config = write_best(spec, folder, winner)
+        if spec.confirm is not None and not stopped:
+            conclusion, stopped = _confirm(plan, folder, records, uid, console)
+            config = write_best(spec, folder, winner, conclusion)
+    confirmed = conclusion is not None and conclusion.confirmed
+    write_report_or_say_why_not(folder, console)
+    if conclusion is not None:
+        print_conclusion(conclusion, console)
+    print_next_steps(spec, folder, config, confirmed, console)
     if stopped:
         console.print("stopped; go on with the same command and --resume", style="bold")
         return 130
-    return 0 if winner is not None else 1
+    return 1 if config is None or (conclusion is not None and not confirmed) else 0
+
+
+def _end_with_front(
+    spec: SweepSpec, folder: ResultsFolder, records: list[Record], stopped: bool, console: Console
+) -> int:
+    """Of several metrics there is no best trial, but a Pareto front: write and print it; returns the exit code."""
+    front = front_of(records, spec)
+    table = TrialTable(folder, spec)
+    for record in records:
+        table.update(record)
+    write_front(spec, folder, table, front)
+    write_report_or_say_why_not(folder, console)
+    print_counts(records, console)
+    if front:
+        print_front(spec, folder, front, console)
+    console.print(f"report: {folder.report_file}", soft_wrap=True, markup=False)
+    if stopped:
+        console.print("stopped; go on with the same command and --resume", style="bold")
+        return 130
+    return 0 if front else 1
+
+
+def _run_trials(
+    plan: SweepPlan, folder: ResultsFolder, study: SweepStudy, uid: str, to_run: int, console: Console
+) -> bool:
+    """Run trials of the search, or of the confirmation, to their ends; True where the user stopped it."""
+    spec, confirming = plan.spec, isinstance(study, Confirmation)
+    table = TrialTable(folder, spec, study.space if confirming else None)
+    records, ended = study.records(), _ended(study)
+    for record in records:
+        table.update(record)
+    if to_run == 0:
+        table.write()
+        return False
+    from sweep.tuner import run_trials  # imports Ray: not before everything was checked
+
+    if records:
+        console.print(f"resuming: {len(ended)} trials are done, {study.unfinished} go on, {to_run} to run in all")
+    progress = Progress(
+        console,
+        num_trials=len(ended) + to_run,
+        done=len(ended),
+        epochs=plan.base.epochs,
+        find=study.record,
+        sign=1.0 if spec.metric.goal == "minimize" else -1.0,
+        metric=spec.metric.name,
+        on_ended=table.update,
+        competing=not confirming and not spec.metrics,
+    )
+    for record in ended:
+        progress.note_best(record)
+    with progress:
+        try:
+            return run_trials(spec, folder, study, uid, to_run, progress, search=not confirming)
+        finally:
+            for record in study.records():
+                table.update(record)
+            table.write()
+
+
+def _ended(study: SweepStudy) -> list[Record]:
+    return [record for record in study.records() if record.outcome is not Outcome.RUNNING]
+
+
+def _confirm(
+    plan: SweepPlan, folder: ResultsFolder, records: list[Record], uid: str, console: Console
+) -> tuple[Conclusion, bool]:
+    """Train the search's best configs and the presets again; what that shows, and whether the user stopped it."""
+    with _usable_study(folder):
+        confirmation = Confirmation(folder, plan.spec, records)
+    configs = ", ".join(candidate.name for candidate in confirmation.candidates.configs)
+    console.print(
+        f"\nconfirming {configs}: {confirmation.num_runs} runs, {confirmation.to_run} to go",
+        markup=False,
+        soft_wrap=True,
+    )
+    write_conclusion(folder, confirmation.conclude())  # a killed confirmation leaves no older one behind
+    stopped = _run_trials(plan, folder, confirmation, uid, confirmation.to_run, console)
+    return write_conclusion(folder, confirmation.conclude()), stopped
 
 
 def _open_study(plan: SweepPlan, folder: ResultsFolder) -> SweepStudy:
     spec = plan.spec
-    try:
+    with _usable_study(folder):
         return SweepStudy(
             folder.path,
             spec.name,
@@ -141,9 +217,17 @@ def _open_study(plan: SweepPlan, folder: ResultsFolder) -> SweepStudy:
             sampler=spec.search.sampler or "random",
             seed=spec.search.seed,
             startup_trials=spec.search.startup_trials,
-            direction=spec.metric.goal,
+            goals=[metric.goal for metric in spec.objectives],
             first=plan.first,
+            prior=plan.warm.prior,
         )
+
+
+@contextmanager
+def _usable_study(folder: ResultsFolder) -> Iterator[None]:
+    """Raises UserError for what goes wrong while a study is opened."""
+    try:
+        yield
     except (ValueError, LookupError, OSError) as error:
         raise UserError(
             f"results: the study {folder.path / JOURNAL} cannot be used ({type(error).__name__}: {error}); restore it "
@@ -151,26 +235,17 @@ def _open_study(plan: SweepPlan, folder: ResultsFolder) -> SweepStudy:
         ) from None
 
 
-def _write_findings(spec: SweepSpec, folder: ResultsFolder, records: list[Record], console: Console) -> Record | None:
-    """Write best.yaml and report.html; returns the best trial, None where no trial trained to its end."""
-    from sweep.report import write_report
-    from sweep.trial import config_text
-
-    winner = best(records, spec.metric.goal)
-    if winner is not None:
-        config = spec.space.to_config(spec.trainer, winner.values)
-        about = f"best of sweep {spec.name} (trial {winner.trial}, {spec.metric.name} {winner.value:.6g})"
-        folder.write_best(config_text(config, about))
-    try:
-        write_report(folder.path)
-    except Exception as error:  # a page that fails must not hide what the sweep found
-        console.print(f"note: no report: {type(error).__name__}: {error}", style="yellow", markup=False)
-    return winner
+def _warm_start(spec: SweepSpec, folder: ResultsFolder) -> WarmStart:
+    if not spec.search.warm_start:
+        return WarmStart()
+    if folder.warm_start_file.exists():  # of the first session
+        return WarmStart.load(folder.warm_start_file)
+    return load_warm_start(spec.search.warm_start, spec, own=folder.path)
 
 
-def _plan_with_bar(spec: SweepSpec, console: Console) -> SweepPlan:
+def _plan_with_bar(spec: SweepSpec, console: Console, warm: WarmStart) -> SweepPlan:
     with decoding(console) as progress:
-        return make_plan(spec, progress)
+        return make_plan(spec, progress, warm)
 
 
 if __name__ == "__main__":

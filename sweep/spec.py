@@ -68,7 +68,8 @@ class SweepSpec(Block):
     metric: MetricSettings = MetricSettings()
     """What is optimised."""
     metrics: Annotated[tuple[MetricSettings, ...], Field(max_length=8)] = ()
-    """What is optimised at once, in place of `metric`: the sweep finds the Pareto front. W&B has no such thing."""
+    """What is optimised at once, in place of `metric`, which is then the first of them: the sweep finds the Pareto
+    front. W&B has no such thing."""
     parameters: dict[str, Entry]
     """W&B's grammar; nested `parameters` are flattened to dotted TrainConfig names (data.frame_stride)."""
     early_terminate: EarlyTerminate | None = None
@@ -113,6 +114,8 @@ class SweepSpec(Block):
             raise ValueError(f"method = 'custom': {NO_SCHEDULER}")
         if given.get("metrics") and "metric" in given:
             raise ValueError("metric and metrics are both given; write metric for one, metrics for a Pareto front")
+        if isinstance(several := given.get("metrics"), list | tuple) and several:
+            given["metric"] = several[0]  # what is shown where there is room for one
         return given
 
     @field_validator("name")
@@ -221,7 +224,7 @@ class SweepSpec(Block):
         """The W&B sweep config in this spec: only what W&B knows; of several metrics the first."""
         keys = {"name", "description", "project", "entity", "method", "run_cap", *FOR_WANDB_ONLY}
         content = self.model_dump(mode="json", include=keys, exclude_none=True)
-        content["metric"] = self.objectives[0].model_dump(mode="json", exclude_none=True)
+        content["metric"] = self.metric.model_dump(mode="json", exclude_none=True)
         if self.early_terminate is not None and self.early_terminate.type == "hyperband":
             content["early_terminate"] = self.early_terminate.content()
         content["parameters"] = nest(self.parameters)

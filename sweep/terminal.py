@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from model.config import TrainConfig
 from model.sinks import read_csv
+from sweep.candidates import how_to_confirm
+from sweep.conclusion import Conclusion
 from sweep.plan import SweepPlan
 from sweep.results import ResultsFolder, equal_weights
 from sweep.spec import SweepSpec
+from sweep.statistics import Estimate, smallest_shown
 from sweep.study import Outcome, Record
 from sweep.wandb_sink import resolve_mode
+
+SAMPLER_NAMES = {
+    "tpe": "Optuna TPE",
+    "gp": "Optuna's Gaussian process",
+    "cmaes": "CMA-ES",
+    "random": "random search",
+    "qmc": "a scrambled Sobol sequence",
+    "nsgaii": "NSGA-II",
+    "nsgaiii": "NSGA-III",
+}
 
 
 def print_plan(plan: SweepPlan, folder: ResultsFolder, console: Console) -> None:
@@ -21,19 +36,18 @@ def print_plan(plan: SweepPlan, folder: ResultsFolder, console: Console) -> None
     height, width = base.data.height_width
     where = base.data.root or "made here"
     mode, reason = resolve_mode(spec.wandb.mode)
-    stop = spec.early_terminate
     searched = ", ".join(f"{name} {_range(entry)}" for name, entry in spec.parameters.items())
     presets = [name for name, _ in plan.first if name]
     lines = {
         "sweep": f"{spec.name}: {spec.num_trials} trials by {_method(spec)}, seed {spec.search.seed}",
         "searched": searched,
         "first": ", ".join(presets) if presets else "no presets",
-        "goal": f"{spec.metric.goal} {spec.metric.name}",
+        "goal": ", ".join(f"{metric.goal} {metric.name}" for metric in spec.objectives),
         "data": f"{base.data.source}, {where}: {plan.sequences} sequences, {plan.train_clips} training and "
         f"{plan.held_out_clips} held-out clips of {height} x {width}",
         "trial": f"{base.epochs} epochs of {plan.epoch.updates} updates ({base.batch_size} x {base.accum_iter} clips), "
-        f"{plan.rows_per_trial} W&B rows"
-        + (f"; first stop after {stop.first_rung} epochs, 1/{stop.eta:g} go on" if stop else ""),
+        f"{plan.rows_per_trial} W&B rows" + _early_stop(spec),
+        **({"confirm": _confirmation(plan)} if spec.confirm else {}),
         "resources": f"{spec.resources.cpu:g} CPU, {spec.resources.gpu:g} GPU a trial; "
         f"{'as many as fit' if spec.resources.max_concurrent == 'auto' else spec.resources.max_concurrent} at a time",
         "wandb": f"{mode}: {reason}",
@@ -55,8 +69,18 @@ def print_plan(plan: SweepPlan, folder: ResultsFolder, console: Console) -> None
             console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
+def _confirmation(plan: SweepPlan) -> str:
+    assert plan.spec.confirm is not None
+    configs, seeds = plan.confirmation_configs, len(plan.spec.confirm.seeds)
+    shown = smallest_shown(seeds, max(configs - 1, 1))
+    return (
+        f"at most {configs} configs x {seeds} seeds = {configs * seeds} more trainings of all epochs; a difference to "
+        f"equal weights shows from {shown:.2g} times its standard deviation between seeds on"
+    )
+
+
 def _method(spec: SweepSpec) -> str:
-    return {"bayes": "Optuna TPE", "random": "random search", "grid": "grid"}[spec.method]
+    return "grid" if spec.search.sampler is None else SAMPLER_NAMES[spec.search.sampler]
 
 
 def _range(entry: dict[str, object]) -> str:
@@ -69,24 +93,98 @@ def _range(entry: dict[str, object]) -> str:
     return f"{entry.get('distribution')}"
 
 
+def _early_stop(spec: SweepSpec) -> str:
+    stop, pbt = spec.early_terminate, spec.search.pbt
+    if pbt is not None:
+        return f"; every {pbt.every_epochs} epochs the worst {pbt.quantile:.0%} go on from the best"
+    if stop is None:
+        return ""
+    rule = f"1/{stop.eta:g} go on" if stop.type == "hyperband" else "what is worse than the median"
+    return f"; first stop after {stop.first_rung} epochs, {rule}"
+
+
 def print_summary(
     spec: SweepSpec, folder: ResultsFolder, records: list[Record], winner: Record | None, console: Console
 ) -> None:
-    """How the trials ended, the best one beside the equal-weights preset, and where to go on."""
+    """How the trials of the search ended, and the best one beside the equal-weights preset."""
+    print_counts(records, console)
+    if winner is not None:
+        _print_winner(spec, winner, equal_weights(records), folder, console)
+
+
+def print_counts(records: Sequence[Record], console: Console) -> None:
+    """How many trials ended in which way; where none trained to its end, also why."""
     counts = {outcome: sum(record.outcome is outcome for record in records) for outcome in Outcome}
     names = {outcome: outcome.value for outcome in Outcome} | {Outcome.RUNNING: "unfinished"}
     shown = ", ".join(f"{count} {names[outcome]}" for outcome, count in counts.items() if count)
     console.print(f"\n{len(records)} trials: {shown}", soft_wrap=True)
-    if winner is not None:
-        _print_winner(spec, winner, equal_weights(records), folder, console)
-        longer = 10 * spec.space.to_config(spec.trainer, winner.values).epochs
-        command = f"python -m model.train {shlex.quote(str(folder.best_file))} --set epochs={longer}"
-        console.print(f"train it longer: {command}", soft_wrap=True, markup=False)
-    else:
+    if not counts[Outcome.COMPLETE]:
         reasons = sorted({record.reason for record in records if record.reason})
         why = f": {'; '.join(reasons[:3])}" if reasons else ""
         text = f"no trial trained to its end, so there is no best one{why}"
         console.print(text, style="red", markup=False, soft_wrap=True)
+
+
+def print_front(spec: SweepSpec, folder: ResultsFolder, front: Sequence[Record], console: Console) -> None:
+    """The trials of the Pareto front, and where their configs are."""
+    table = Table(title=f"Pareto front: {len(front)} trials", title_justify="left", box=None, pad_edge=False)
+    for name in ("trial", *spec.space.parameters, *(metric.name for metric in spec.metrics), "preset"):
+        table.add_column(name, justify="left" if name in ("trial", "preset") else "right")
+    for record in front:
+        values = [_shown(record.values.get(name)) for name in spec.space.parameters]
+        table.add_row(record.trial, *values, *map(_shown, record.objectives), record.preset or "")
+    console.print()
+    console.print(table)
+    console.print("One seed each: trials that lie close together may change places with another seed.")
+    configs = f"their rows: {folder.front_file}; a config of each: {folder.front_folder}/TRIAL.yaml"
+    console.print(configs, soft_wrap=True, markup=False)
+
+
+def print_conclusion(conclusion: Conclusion, console: Console) -> None:
+    """What the confirmation shows: a line for each config, and the answer."""
+    seeds = ", ".join(map(str, conclusion.seeds))
+    table = Table(title=f"confirmation, seeds {seeds}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("config")
+    table.add_column("seeds", justify="right")
+    table.add_column(f"{conclusion.metric}\nand 95 % interval", justify="right")
+    table.add_column("better than equal\nweights by", justify="right")
+    table.add_column("verdict")
+    for row in conclusion.rows:
+        table.add_row(
+            row.name,
+            str(row.mean.n if row.mean else 0),
+            _estimate(row.mean),
+            _estimate(row.gain),
+            row.verdict,
+            style="bold" if row.name == conclusion.chosen else None,
+        )
+    console.print()
+    console.print(table, markup=False)
+    for note in conclusion.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+    console.print(conclusion.method, style="dim", markup=False, soft_wrap=True)
+    console.print(conclusion.answer, style="bold", markup=False, soft_wrap=True)
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    """A mean, and its interval below it."""
+    return "-" if estimate is None else "\n".join(filter(None, (estimate.text, estimate.range_text)))
+
+
+def print_next_steps(
+    spec: SweepSpec, folder: ResultsFolder, best: TrainConfig | None, confirmed: bool, console: Console
+) -> None:
+    """Whether best.yaml is the answer, how to train it longer, and where the report is."""
+    if best is not None:
+        if not confirmed:
+            console.print(f"best.yaml: {how_to_confirm(spec)}", style="yellow", markup=False, soft_wrap=True)
+        command = f"python -m model.train {shlex.quote(str(folder.best_file))} --set epochs={10 * best.epochs}"
+        console.print(f"train it longer: {command}", soft_wrap=True, markup=False)
+    elif spec.confirm is not None:
+        console.print("nothing to confirm: no trial trained to its end", style="red")
+    if spec.confirm is None and folder.conclusion_file.exists():
+        text = "note: confirm.json is of an earlier session; best.yaml follows it where confirm is given again"
+        console.print(text, style="yellow", soft_wrap=True)
     console.print(f"report: {folder.report_file}", soft_wrap=True, markup=False)
 
 
@@ -114,8 +212,7 @@ def _print_winner(
         gain = (equal.value - winner.value) * (1 if spec.metric.goal == "minimize" else -1)
         console.print(
             f"{metric}: better than the equal-weights preset by {gain:.4g} ({gain / abs(equal.value):.1%}). "
-            "One seed each, and the best of many is picked for luck too: train both again with other seeds "
-            "before you publish.",
+            "One seed each is no proof, and the best of many is picked for luck too.",
             soft_wrap=True,
         )
     elif equal is not None and equal.number == winner.number:
