@@ -5,7 +5,8 @@
 Over the configs of the replay table's Sobol points: the mean over seeds of a candidate after the last epoch, against
 the mean over seeds of each probe's balanced accuracy and against the mean of their ranks. All signs are such that +
 means: the better by the objective, the better for the probe. Intervals are of 95 %, by bootstrap over the configs. What
-can be reached at all is bounded by how well the probe of one seed tells that of another.
+can be reached at all is bounded by how well the probe of one seed tells that of another, and nothing where a probe's
+accuracies are those of chance: 1 / classes, which are 7 indenters, 3 motions, slip or not; 28 objects, slip or wiggle.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ def by_candidate(configs: Configs) -> str:
         [name, *(correlation(-values, probe) for probe in configs.probes.values())]
         for name, values in candidates(configs).items()
     ]
+    spread = (f"{np.quantile(probe, 0.1):.2f} to {np.quantile(probe, 0.9):.2f}" for probe in configs.probes.values())
+    rows.append(["*accuracy of most configs*", *list(spread)[:-1], "-"])
     reliability: Mapping[str, str] = configs.reliability()
     rows.append(["*the probe of another seed*", *(reliability.get(label, "-") for label in configs.probes)])
     return markdown(("candidate, smaller is better", *configs.probes), rows)

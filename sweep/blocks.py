@@ -20,7 +20,7 @@ OF_HYPERBAND = ("max_iter", "s", "eta", "strict")
 MAY_CHANGE_MIDWAY = ("alpha", "beta", "base_lr", "weight_decay")  # a trial may go on with another value of these
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Sampler = Literal["tpe", "gp", "cmaes", "random", "qmc", "nsgaii", "nsgaiii"]
+Sampler = Literal["auto", "tpe", "gp", "cmaes", "random", "qmc", "nsgaii", "nsgaiii"]
 
 
 class Block(BaseModel):
@@ -162,14 +162,15 @@ class SearchSettings(Block):
     """How the searcher works; W&B leaves this to its server."""
 
     sampler: Sampler | None = None
-    """tpe for method bayes and random for method random if absent; method grid has none."""
+    """auto for method bayes and random for method random if absent; method grid has none. auto is gp for the first 100
+    trials of a space of numbers, and tpe otherwise."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the sampler."""
     presets: tuple[dict[str, Any], ...] | None = None
     """Trials to run first: values of some parameters; `trainer` gives the others where it can. If absent and alpha is
     searched: equal weights (0.5) and balanced weights (0.75)."""
     startup_trials: Annotated[int, Field(ge=0)] = 8
-    """Random trials before tpe, gp or cmaes models the results."""
+    """Random trials before auto, tpe, gp or cmaes models the results."""
     conditions: dict[str, dict[str, Any]] = {}
     """Parameters that matter only where others have some value: {ema_decay: {mode: joint}} or {mode: [joint, static]}.
     Elsewhere the trainer's own value holds."""

@@ -110,8 +110,8 @@ def _front(results: SweepResults) -> str:
     more = f" and {len(results.front) - MAX_NAMED} others" if len(results.front) > MAX_NAMED else ""
     return (
         f"Of {names} no trial is the best. {len(results.front)} trials are on the Pareto front, which no complete "
-        f"trial beats in all of them: {'; '.join(parts)}{more}. One seed each: trials that lie close together may change "
-        "places with another seed. pareto.csv has their rows, pareto/ a config of each."
+        f"trial beats in all of them: {'; '.join(parts)}{more}. One seed each: trials that lie close together may "
+        "change places with another seed. pareto.csv has their rows, pareto/ a config of each."
     )
 
 

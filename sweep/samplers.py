@@ -29,6 +29,8 @@ from optuna.trial import FrozenTrial
 from sweep.blocks import NUMBERS_ONLY, POPULATION, Sampler
 from sweep.sampler_view import SamplerView
 
+GP_TRIALS = 100  # of `auto`: a Gaussian process needs fewer trials, and its time grows with the cube of their number
+
 Distributions = Mapping[str, BaseDistribution]
 
 
@@ -92,10 +94,12 @@ def make_sampler(
         distributions: the whole space.
         seed: of the study.
         number: of the trial that is to be suggested.
-        startup_trials: random trials before tpe, gp or cmaes models anything.
-        prior: trials of earlier sweeps; only tpe and gp can use them.
+        startup_trials: random trials before a model takes over.
+        prior: trials of earlier sweeps; only auto, tpe and gp can use them.
     """
     own_seed = seed_of(seed, number)
+    if kind == "auto":
+        kind = best_for(distributions, number)
     sampler: BaseSampler
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # of QMCSampler; nobody here can do anything about it
@@ -122,6 +126,14 @@ def make_sampler(
     }
     sampler._prior = prior
     return sampler
+
+
+def best_for(distributions: Distributions, number: int) -> Sampler:
+    """What `auto` is for the trial with this number: measured by scripts/bench_search.py."""
+    numbers = not any(
+        isinstance(each, CategoricalDistribution) and not each.single() for each in distributions.values()
+    )
+    return "gp" if numbers and number < GP_TRIALS else "tpe"
 
 
 def seed_of(seed: int, number: int) -> int:

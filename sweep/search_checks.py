@@ -14,7 +14,7 @@ from sweep.pbt import can_change
 if TYPE_CHECKING:  # sweep.spec imports this module
     from sweep.spec import SweepSpec
 
-MODELS = ("tpe", "gp", "cmaes")  # samplers with a random start
+MODELS = ("auto", "tpe", "gp", "cmaes")  # samplers with a random start
 GENETIC = ("nsgaii", "nsgaiii")
 # of a trial that goes on from another's checkpoint: what may differ between the two, beside what changes midway
 MAY_DIFFER_IN_POPULATION = ("mask_ratio", "mask_kind", "min_lr", "warmup_epochs", "clip_grad", "seed")
@@ -48,7 +48,7 @@ def _check_metrics(spec: SweepSpec) -> None:
         )
     if spec.search.sampler in SINGLE_OBJECTIVE:
         raise ValueError(
-            f"search.sampler = {spec.search.sampler!r} optimises one metric; for metrics use tpe, gp, nsgaii, nsgaiii, "
+            f"search.sampler = {spec.search.sampler!r} optimises one metric; for metrics use auto, nsgaii, nsgaiii, "
             "random or qmc"
         )
     if spec.search.stop.plateau is not None:
@@ -174,17 +174,17 @@ def search_warnings(spec: SweepSpec) -> Iterator[str]:
         )
     if sampler in MODELS and spec.search.startup_trials >= spec.num_trials:
         yield (
-            f"search.startup_trials = {spec.search.startup_trials} of {spec.num_trials} trials: {sampler.upper()} "
+            f"search.startup_trials = {spec.search.startup_trials} of {spec.num_trials} trials: the model "
             "never takes over, the search is random. Lower it or raise run_cap."
         )
     words = [name for name, each in searched.items() if isinstance(each.distribution, CategoricalDistribution)]
     if sampler in NUMBERS_ONLY and words:
         yield (
-            f"search.sampler: {sampler} models numbers only; {', '.join(words)} is drawn at random. Write tpe, gp or "
+            f"search.sampler: {sampler} models numbers only; {', '.join(words)} is drawn at random. Write auto or "
             "nsgaii."
         )
     if sampler in GENETIC and spec.num_trials < 3 * POPULATION:
         yield (
             f"search.sampler: {sampler} breeds generations of {POPULATION} trials, and {spec.num_trials} trials are "
-            "not even three. Write tpe or gp, or raise run_cap."
+            "not even three. Write auto, or raise run_cap."
         )

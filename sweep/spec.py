@@ -152,7 +152,7 @@ class SweepSpec(Block):
         space = Space(info.data["parameters"], search.conditions)
         if method == "grid" and search.sampler is not None:
             raise ValueError(f"sampler = {search.sampler!r}: method grid tries every combination; leave it out")
-        sampler = search.sampler or {"bayes": "tpe", "random": "random", "grid": None}[method]
+        sampler = search.sampler or {"bayes": "auto", "random": "random", "grid": None}[method]
         presets = search.presets
         if presets is None:
             presets = space.default_presets()

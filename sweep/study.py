@@ -81,7 +81,7 @@ class SweepStudy:
         space: what is searched.
         sampler: by its name in a spec.
         seed: with the trial's number it fixes the draw, so an interrupted search goes on as if it had not been.
-        startup_trials: random trials before tpe, gp or cmaes models anything.
+        startup_trials: random trials before a model takes over.
         goals: of the reported metrics; several make a multi-objective study.
         first: (preset name or None, values) to try before the sampler is asked; the same each time.
         prior: trials of earlier sweeps, for the sampler to know; they are no trials of this study.
@@ -97,7 +97,7 @@ class SweepStudy:
         name: str,
         space: Space,
         *,
-        sampler: Sampler = "tpe",
+        sampler: Sampler = "auto",
         seed: int = 0,
         startup_trials: int = 8,
         goals: Sequence[Goal] = ("minimize",),

@@ -20,6 +20,7 @@ from sweep.study import Outcome, Record
 from sweep.wandb_sink import resolve_mode
 
 SAMPLER_NAMES = {
+    "auto": "Optuna (a Gaussian process, later TPE)",
     "tpe": "Optuna TPE",
     "gp": "Optuna's Gaussian process",
     "cmaes": "CMA-ES",

@@ -23,7 +23,7 @@ from sweep.pareto import pareto_front
 from sweep.scored import PastTrial, check_results, past_trials, picked
 from sweep.spec import SweepSpec, load_spec
 
-USES_PRIOR = ("tpe", "gp")  # samplers that model trials which others suggested
+USES_PRIOR = ("auto", "tpe", "gp")  # samplers that model trials which others suggested
 TRIED_FIRST = 3  # configs of each earlier sweep, where its trials cannot be prior
 MOST_NAMED = 5  # fields or trials that a note names
 
@@ -208,7 +208,7 @@ class _Earlier:
         elif not self.is_prior:
             sampler = self._spec.search.sampler
             who = f"search.sampler {sampler}" if sampler else "method grid"
-            yield f"{head}: {who} cannot use trials of earlier sweeps; tpe and gp can"
+            yield f"{head}: {who} cannot use trials of earlier sweeps; auto, tpe and gp can"
         else:
             yield f"{head}: {len(self.trials)} of {count} trials are known to the sampler"
         if not self.is_prior:

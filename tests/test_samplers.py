@@ -10,11 +10,12 @@ import pytest
 
 from sweep.blocks import SINGLE_OBJECTIVE, Sampler
 from sweep.outcome import Outcome
+from sweep.samplers import GP_TRIALS, best_for
 from sweep.space import Space
 from sweep.study import SweepStudy, Values
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
-MODELS = ("tpe", "gp", "cmaes", "nsgaii", "nsgaiii")  # what learns from values
+MODELS = ("auto", "tpe", "gp", "cmaes", "nsgaii", "nsgaiii")  # what learns from values
 SEVERAL = tuple(name for name in SAMPLERS if name not in SINGLE_OBJECTIVE)
 SPACE = Space(
     {
@@ -160,6 +161,14 @@ def test_a_space_of_one_point_gives_that_point(tmp_path: Path, sampler: str) -> 
         assert study.next().values == {"alpha": 0.5}
         study.report(number, 0, 1.0)
         study.finish(number, Outcome.COMPLETE)
+
+
+def test_auto_models_few_numbers_by_a_gaussian_process_and_many_trials_or_categories_by_tpe() -> None:
+    numbers, mixed = SPACE.distributions, MIXED.distributions
+    assert [best_for(numbers, number) for number in (0, GP_TRIALS - 1, GP_TRIALS)] == ["gp", "gp", "tpe"]
+    assert best_for(mixed, 0) == "tpe"
+    single = Space({"alpha": {"min": 0.1, "max": 0.9}, "mode": {"values": ["joint"]}}).distributions
+    assert best_for(single, 0) == "gp"
 
 
 def test_trials_under_way_are_not_suggested_again(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_spec_is_frozen_and_travels_between_processes():
 
 @pytest.mark.parametrize(
     ("method", "sampler", "expected"),
-    [("bayes", None, "tpe"), ("random", None, "random"), ("bayes", "random", "random")],
+    [("bayes", None, "auto"), ("random", None, "random"), ("bayes", "random", "random")],
 )
 def test_the_method_decides_the_sampler_unless_it_is_given(method, sampler, expected):
     assert make(method=method, search={"sampler": sampler}).search.sampler == expected

@@ -25,7 +25,7 @@ SPECS = Path(__file__).parents[1] / "sweeps"
         ),
         ({"run_cap": None}, "run_cap is absent: 16 trials will run"),
         ({"method": "grid", "parameters": GRID, "run_cap": 4}, "run_cap = 4 cuts the grid of 6 combinations"),
-        ({"run_cap": 8}, "TPE never takes over"),
+        ({"run_cap": 8}, "the model never takes over"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 8}}, "nothing is ever stopped early"),
         ({"trainer": {"alpha": 0.3}}, "trainer.alpha is also a parameter; the parameter wins"),
         (
@@ -52,7 +52,7 @@ SPECS = Path(__file__).parents[1] / "sweeps"
             "cmaes models numbers only; mask_kind is drawn at random",
         ),
         ({"search": {"sampler": "nsgaii"}}, "16 trials are not even three"),
-        ({"search": {"sampler": "gp", "startup_trials": 16}}, "GP never takes over"),
+        ({"search": {"sampler": "gp", "startup_trials": 16}}, "the model never takes over"),
     ],
 )
 def test_what_is_probably_not_meant_is_one_warning_with_a_remedy(content, part):
