@@ -1,6 +1,6 @@
 """How many epochs of training does a search need to find what random search finds with 64 full trials?
 
-    python scripts/bench_search.py [--out]         # 50 seeds of every arm but gp, about 10 minutes on 2 cores
+    python scripts/bench_search.py [--out]         # 50 seeds of every arm but SLOW ones: about 20 minutes on 2 cores
     python scripts/bench_search.py --arms ours stock random --seeds 100
     python scripts/bench_search.py --arms ours --also "search.startup_trials=12 early_terminate.min_iter=1"
 
@@ -42,6 +42,7 @@ ARMS = {
     "stock": Arm("stock: OptunaSearch + ASHA", (NO_PRESETS,), stock=True),
     "stock-presets": Arm("stock, with our presets", (), stock=True),
     "ours": Arm("ours: the ready spec"),
+    "tpe": Arm("tpe + ASHA", ("search.sampler=tpe",)),
     "tpe-full": Arm("tpe, full trials", ("search.sampler=tpe", NO_STOP)),
     "tpe-median": Arm("tpe + median", ("search.sampler=tpe", "early_terminate={type: median, min_iter: 2}")),
     "gp": Arm("gp + ASHA", ("search.sampler=gp",)),
@@ -50,6 +51,7 @@ ARMS = {
     "nsgaii": Arm("nsgaii + ASHA", ("search.sampler=nsgaii",)),
     "qmc": Arm("qmc + ASHA", ("search.sampler=qmc",)),
 }
+SLOW = ("gp", "gp-full")  # not run unless asked for
 FULL_TRIALS = 64
 OTHER_SEEDS = 10_000  # between the seeds of the targets and of the searches
 TIMES = (64, 128, 256, 512)
@@ -176,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=SPECS, default="procedural")
     parser.add_argument("--table", type=Path, help="(default: scripts/evidence/replay_<source>.csv.gz)")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[key for key in ARMS if key != "gp-full"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[key for key in ARMS if key not in SLOW])
     parser.add_argument("--also", action="append", default=[], metavar="'KEY=VALUE ...'", help="ours, with overrides")
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--budget", type=int, help="epochs of each search (default: what the 64 full trials cost)")

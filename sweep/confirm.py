@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optuna.trial import TrialState
-
 from sweep.candidates import Candidates, pick
 from sweep.conclusion import SEED, Conclusion, conclude, config_key
 from sweep.results import ResultsFolder
@@ -68,9 +66,8 @@ class Confirmation(SweepStudy):
 
     def next(self) -> Suggestion:
         """A run that an earlier driver left unfinished, else the first pair that was never begun."""
-        if not self.unfinished and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            name, values = self._missing()[0]
-            self._study.enqueue_trial(self.space.from_values(values), user_attrs={"preset": name})
+        if not self.unfinished and not self.waiting:
+            self.enqueue(*self._missing()[0])
         return super().next()
 
     def conclude(self) -> Conclusion:

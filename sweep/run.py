@@ -136,6 +136,7 @@ def _end_with_front(
     table = TrialTable(folder, spec)
     for record in records:
         table.update(record)
+    table.write()
     write_front(spec, folder, table, front)
     write_report_or_say_why_not(folder, console)
     print_counts(records, console)

@@ -63,6 +63,17 @@ class _Tpe(_Informed, TPESampler):
 class _Gp(_Informed, GPSampler):
     most = 200
 
+    def sample_relative(self, *args: Any) -> dict[str, Any]:
+        """On one thread: the matrices are small, and several threads mostly wait for each other and for the trials."""
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return super().sample_relative(*args)
+        finally:
+            torch.set_num_threads(threads)
+
 
 class _CmaEs(_Informed, CmaEsSampler):
     def after_trial(self, *args: Any) -> None:

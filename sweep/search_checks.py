@@ -26,6 +26,11 @@ def check_search(spec: SweepSpec) -> None:
     _check_conditions(spec)
     _check_pbt(spec)
     _check_confirm(spec)
+    if spec.method == "random" and spec.search.sampler not in ("random", "qmc"):
+        raise ValueError(
+            f"method = 'random' with search.sampler = {spec.search.sampler!r}: the sampler decides, and it is not random; "
+            "write method: bayes, or leave sampler out"
+        )
     if spec.search.stop.accelerator_hours is not None and spec.resources.gpu == 0:
         raise ValueError(
             "search.stop.accelerator_hours, but resources.gpu = 0: trials use no accelerator; write "

@@ -120,12 +120,21 @@ class SweepStudy:
             raise ValueError(f"its goals are {there}; the spec's are {', '.join(goals)}")
         frozen = self._study.get_trials(deepcopy=False)
         for preset, values in list(first)[len(frozen) :]:  # an earlier driver may have been killed while it did this
-            self._study.enqueue_trial(space.from_values(values), user_attrs={"preset": preset})
+            self.enqueue(preset, values)
         self._asked = sum(trial.state != TrialState.WAITING for trial in frozen)
         self._unfinished = deque(trial for trial in frozen if trial.state == TrialState.RUNNING)
         self._running: dict[int, Trial] = {}
         self._spent_before: float = self._study.user_attrs.get(SEARCH_SECONDS, 0.0)
         self._started = time.monotonic()
+
+    def enqueue(self, preset: str | None, values: Values) -> None:
+        """Put a trial in line before the sampler's own; the sampler draws what `values` leave open."""
+        self._study.enqueue_trial(self.space.from_values(values), user_attrs={"preset": preset})
+
+    @property
+    def waiting(self) -> int:
+        """Trials in line that were not handed out yet."""
+        return len(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def next(self) -> Suggestion:
         """The next trial: one that an earlier driver left unfinished, else a new one."""

@@ -1,4 +1,4 @@
-"""A small made-up replay table for the tests: losses of known formulas, over 24 configs, two seeds, 8 epochs as of the ready specs."""
+"""A small made-up replay table for the tests: losses of known formulas over 24 configs, two seeds and 8 epochs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.stats import qmc
 
 from sweep.replay_table import MEASURED, PARAMETERS
 
-EPOCHS = 8
+EPOCHS = 8  # as of the ready specs
 NOISE = 0.01  # of a trial's losses, in logarithms
 
 

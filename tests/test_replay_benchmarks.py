@@ -32,9 +32,10 @@ def table(tmp_path_factory):
     rows = list(made_up_rows())
     for row in rows:
         skill = 1 - row["eval/loss_static"] / 10
-        probes = {"probe_shape_balanced": skill, "probe_slip_balanced": 1 - skill} if row["epoch"] == EPOCHS - 1 else {}
+        probes = {"probe_shape_balanced": skill, "probe_slip_balanced": 1 - skill, "probe_size_balanced": skill**2}
         row |= {"epoch/train_loss": row["epoch/loss_static"], "eval/static_skill": skill, "eval/pred_skill": skill}
-        row |= {"eval/loss_dynamic": row["eval/loss_recon"] + row["eval/loss_pred"]} | probes
+        row |= {"eval/loss_dynamic": row["eval/loss_recon"] + row["eval/loss_pred"]}
+        row |= probes if row["epoch"] == EPOCHS - 1 else {}
     return write_table(tmp_path_factory.mktemp("table") / "replay_procedural.csv", rows)
 
 

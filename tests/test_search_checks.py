@@ -28,6 +28,10 @@ WIDE = ALPHA | {"mode": {"values": ["joint", "dynamic"]}, "ema_decay": {"min": 0
         ({"metrics": TWO, "search": {"sampler": "cmaes"}}, ["search.sampler = 'cmaes' optimises one metric", "nsgaii"]),
         ({"metrics": TWO, "search": {"stop": {"plateau": {"trials": 4}}}}, ["search.stop.plateau with metrics"]),
         ({"metrics": TWO, "confirm": {"top_k": 1, "seeds": [1, 2]}}, ["confirm with metrics"]),
+        (
+            {"method": "random", "search": {"sampler": "tpe"}},
+            ["method = 'random' with search.sampler = 'tpe'", "bayes"],
+        ),
         ({"search": {"sampler": "gpp"}}, ["search.sampler = 'gpp'", "'tpe', 'gp', 'cmaes'"]),
         ({"search": {"stop": {"accelerator_hours": 2}}}, ["accelerator_hours, but resources.gpu = 0", "time_budget_s"]),
         ({"search": {"stop": {"time_budget_s": 0}}}, ["search.stop.time_budget_s = 0"]),
