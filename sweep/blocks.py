@@ -12,8 +12,15 @@ from model.data.config import absolute
 from model.errors import guess
 from model.fields import PositiveInt
 
-METRIC_NAMES = (*metrics.EPOCH_NAMES, *metrics.EVAL_NAMES, *metrics.OBJECTIVE_NAMES, "summary/best_loss")
+NO_MEASURE = ("epoch", "epoch/lr")  # of an epoch, and nothing to optimise
+METRIC_NAMES = (
+    *(name for name in metrics.EPOCH_NAMES if name not in NO_MEASURE),
+    *metrics.EVAL_NAMES,
+    *metrics.OBJECTIVE_NAMES,
+    "summary/best_loss",
+)
 SINGLE_OBJECTIVE = ("cmaes",)  # samplers that optimise one metric only
+GP_METRICS = 3  # a Gaussian process takes minutes for a suggestion that improves more at once
 NUMBERS_ONLY = ("cmaes",)  # samplers that model numbers only
 POPULATION = 16  # of the genetic samplers: sweeps have tens of trials, where Optuna's 50 would be one generation
 OF_HYPERBAND = ("max_iter", "s", "eta", "strict")
@@ -197,7 +204,7 @@ class Confirm(Block):
 
     top_k: PositiveInt
     """How many of the best trials."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=2)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31, strict=True)], ...], Field(min_length=2)]
     """Training seeds; each config is trained with each. None may be the search's own."""
 
     @field_validator("seeds")

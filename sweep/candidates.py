@@ -104,7 +104,7 @@ def most_candidates(spec: SweepSpec) -> int:
     named = [spec.space.fill_preset(preset, spec.trainer) for preset in spec.presets]
     equal = _equal_values(spec)
     has_equal = any("alpha" in v and v["alpha"] == v.get("beta", 1 - v["alpha"]) for v in named)
-    return spec.confirm.top_k + len(named) + (equal is not None and not has_equal)
+    return min(spec.confirm.top_k, spec.num_trials) + len(named) + (equal is not None and not has_equal)
 
 
 def how_to_confirm(spec: SweepSpec) -> str:

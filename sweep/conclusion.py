@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,11 @@ class Row(Block):
         """Runs that diverged."""
         return _diverged(self.runs)
 
+    @property
+    def failed(self) -> int:
+        """Runs that failed."""
+        return sum(run.outcome is Outcome.FAILED for run in self.runs)
+
 
 class Conclusion(Block):
     """confirm.json."""
@@ -56,7 +62,7 @@ class Conclusion(Block):
     """Runs that have not ended; 0 when the confirmation is done."""
     rows: tuple[Row, ...]
     chosen: str | None
-    """Name of the config with the best mean among those without a diverged run; None where there is none."""
+    """Name of the config with the best mean among those whose runs all ended well; None where there is none."""
     answer: str
     method: str
     """How intervals and verdicts were made."""
@@ -103,7 +109,7 @@ def conclude(
         chosen=chosen.name if chosen else None,
         answer=_answer(chosen, metric.name, runs_left),
         method=_method(len(rows), base is not None),
-        notes=(*candidates.notes, *_notes(rows)),
+        notes=(*candidates.notes, *_notes(rows), *_other_seeds(candidates, seeds, found)),
     )
 
 
@@ -163,19 +169,23 @@ def _diverged(runs: Runs) -> int:
 
 
 def _chosen(rows: Sequence[Row], metric: MetricSettings) -> Row | None:
-    """The best mean; of equal ones the first. A diverged run has no value, so a mean beside one flatters its config."""
-    sound = [(row.mean.mean, row) for row in rows if row.mean is not None and not row.diverged]
-    if not sound:
+    """The best mean over the seeds that all have; of equal ones the first.
+
+    A config with a run that diverged or failed is none to choose: its mean is over the seeds that went well.
+    """
+    sound = [(_values(row.runs), row) for row in rows if not row.diverged and not row.failed]
+    shared = set.intersection(*(set(values) for values, _ in sound)) if sound else set()
+    if not shared:
         return None
     sign = 1.0 if metric.goal == "minimize" else -1.0
-    return min(sound, key=lambda pair: sign * pair[0])[1]
+    return min(sound, key=lambda pair: sign * math.fsum(pair[0][seed] for seed in sorted(shared)))[1]
 
 
 def _answer(row: Row | None, metric: str, runs_left: int) -> str:
     if row is None or row.mean is None:
         if runs_left:
             return "No config has a value yet."
-        return "No config can be recommended: each has a run that diverged, or none that trained to its end."
+        return "No config can be recommended: each has a run that diverged or failed."
     params = ", ".join(f"{name} {_short(value)}" for name, value in row.params.items())
     seeds = f"{row.mean.n} seed{'s' if row.mean.n > 1 else ''}"
     interval = f"95 % {row.mean.range_text}, " if row.mean.range_text else ""
@@ -186,7 +196,7 @@ def _answer(row: Row | None, metric: str, runs_left: int) -> str:
 
 def _compared(row: Row) -> str:
     if row.verdict is Verdict.BASELINE:
-        return "; these are the equal weights themselves, and no other config has a better mean"
+        return "; these are the equal weights themselves, and no config whose runs all ended has a better mean"
     if row.verdict is Verdict.NO_BASELINE:
         return "; no baseline, so no gain can be stated"
     if row.gain is None:
@@ -212,6 +222,19 @@ def _method(num_configs: int, has_baseline: bool) -> str:
     )
 
 
+def _other_seeds(candidates: Candidates, seeds: Sequence[int], found: Mapping[tuple[str, int], Run]) -> Iterable[str]:
+    """Seeds that were trained and do not count: nobody may draw seeds until they say the right thing unseen."""
+    keys = {config_key(candidate.values) for candidate in candidates.configs}
+    others = sorted({seed for key, seed in found if key in keys and seed not in seeds})
+    if others:
+        shown = ", ".join(map(str, others))
+        yield (
+            f"Runs of these configs with other seeds ({shown}) are in confirm.csv and are not counted, since "
+            "confirm.seeds does not name them. Seeds that are exchanged after a look at the result prove nothing: name "
+            "all of them."
+        )
+
+
 def _notes(rows: Iterable[Row]) -> Iterable[str]:
     for row in rows:
         if row.diverged:
@@ -222,8 +245,9 @@ def _notes(rows: Iterable[Row]) -> Iterable[str]:
                 f"{row.name}: {row.diverged} of {len(row.runs)} runs diverged and have no value; {what}, and it is not "
                 "chosen."
             )
-        if failed := sum(run.outcome is Outcome.FAILED for run in row.runs):
-            yield f"{row.name}: {failed} of {len(row.runs)} runs failed and are left out; confirm.csv has the reasons."
+        if row.failed:
+            failed = f"{row.failed} of {len(row.runs)} runs failed"
+            yield f"{row.name}: {failed}, so it is not chosen; confirm.csv has the reasons."
 
 
 def _short(value: Any) -> str:

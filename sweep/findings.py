@@ -24,7 +24,7 @@ def write_best(
     row = conclusion.chosen_row if conclusion is not None and conclusion.confirmed else None
     if conclusion is not None and row is not None:
         values = row.params
-        head = f"# confirmed: {conclusion.answer}\n"
+        head = "".join(f"# {line}\n" for line in (f"confirmed: {conclusion.answer}", *conclusion.notes))
         about = f"{row.name} of sweep {spec.name}"
     else:
         values = winner.final_values or winner.values

@@ -126,7 +126,7 @@ def _probes(spec: SweepSpec) -> Iterator[TrainConfig]:
     values += [dict(zip(axes, corner, strict=True)) for corner in itertools.islice(corners, MAX_PROBES)]
     for point in values:
         try:
-            yield spec.space.to_config(spec.trainer, point)
+            yield spec.space.to_config(spec.trainer, spec.space.that_matter(point))
         except ConfigError:
             continue  # the spec was checked: these values go only with others
 
@@ -138,7 +138,7 @@ def first_trials(spec: SweepSpec, warm: WarmStart | None = None) -> list[tuple[s
         name = preset_name(preset, number)
         if any(name == other for other, _ in first):
             name += f"-{number}"
-        first.append((name, spec.space.fill_preset(preset, spec.trainer)))
+        first.append((name, spec.space.that_matter(spec.space.fill_preset(preset, spec.trainer))))
     others = [values for _, values in warm.first] if warm is not None else []  # no presets: they may be stopped early
     others += spec.space.grid() if spec.method == "grid" else []
     for values in others:

@@ -55,7 +55,7 @@ class Rescored:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A confirmed config: means over its complete runs, before and after."""
+    """A confirmed config: means over the seeds that all configs have complete runs of, before and after."""
 
     candidate: str
     runs: int
@@ -184,26 +184,35 @@ def _named(trials: Sequence[str]) -> str:
 
 
 def _confirmed(results: Path, then: SweepSpec, now: SweepSpec) -> list[Confirmed]:
-    """The runs of confirm.csv by config, the best new mean first; empty where there was no confirmation."""
-    values: dict[str, list[tuple[float, float]]] = {}
+    """The runs of confirm.csv by config, the best new mean first; empty where there was no confirmation.
+
+    Means are over the seeds that all configs have: others would not compare.
+    """
+    values: dict[str, dict[int, tuple[float, float]]] = {}
     path = results / "confirm.csv"
     if not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [(row["trial"], row["candidate"], Outcome(row["state"])) for row in csv.DictReader(file)]
-    except (OSError, csv.Error, LookupError, ValueError) as error:
+            rows = [
+                (row["trial"], row["candidate"], int(row["seed"]), Outcome(row["state"]))
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, csv.Error, LookupError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); run the sweep with --resume, which writes it anew") from None
-    for name, candidate, state in rows:
+    for name, candidate, seed, state in rows:
         folder = results / "trials" / name
         if state is not Outcome.COMPLETE or not (folder / "config.yaml").exists():
             continue
         trial = read_trial(folder, Ledger(state))
         old, new = trial.stored([then.metric.name]), trial.scored(now.objective).value([now.metric.name])
         if old and new:
-            values.setdefault(candidate, []).append((old[0], new[0]))
+            values.setdefault(candidate, {})[seed] = old[0], new[0]
+    shared = sorted(set.intersection(*map(set, values.values()))) if values else []
+    if not shared:
+        return []
     means = [
-        Confirmed(candidate, len(pairs), *(math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True)))
-        for candidate, pairs in values.items()
+        Confirmed(candidate, len(shared), *(math.fsum(runs[s][side] for s in shared) / len(shared) for side in (0, 1)))
+        for candidate, runs in values.items()
     ]
     return sorted(means, key=lambda mean: mean.new if now.metric.goal == "minimize" else -mean.new)

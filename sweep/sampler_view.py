@@ -76,22 +76,26 @@ def as_complete(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirecti
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     known = {trial.number: list(trial.values) for trial in complete}
     changes: dict[int, float] = {}
+    best = [_best([trial.values[0] for trial in complete], directions[0])] if complete else []
     for trial in trials:
         if trial.state == TrialState.PRUNED and trial.intermediate_values and not is_diverged(trial):
             epoch = max(trial.intermediate_values)
             if epoch not in changes:
                 changes[epoch] = usual_change(complete, epoch)
-            known[trial.number] = [trial.intermediate_values[epoch] + changes[epoch]]
+            # never better than what a trial really came to
+            guessed = [trial.intermediate_values[epoch] + changes[epoch], *best]
+            known[trial.number] = [_worst(guessed, directions[0])]
     worst = [
-        (max if direction == StudyDirection.MINIMIZE else min)(
-            (values[place] for values in known.values()), default=0.0
-        )
-        for place, direction in enumerate(directions)
+        _worst([values[place] for values in known.values()], direction) for place, direction in enumerate(directions)
     ]
     return [
         _completed(trial, known.get(trial.number, worst)) if trial.state == TrialState.PRUNED else trial
         for trial in trials
     ]
+
+
+def _best(values: Sequence[float], direction: StudyDirection) -> float:
+    return (min if direction == StudyDirection.MINIMIZE else max)(values)
 
 
 def _worst(values: Sequence[float], direction: StudyDirection) -> float:

@@ -26,7 +26,7 @@ from optuna.samplers import (
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from sweep.blocks import NUMBERS_ONLY, POPULATION, Sampler
+from sweep.blocks import GP_METRICS, NUMBERS_ONLY, POPULATION, Sampler
 from sweep.sampler_view import SamplerView
 
 GP_TRIALS = 100  # of `auto`: a Gaussian process needs fewer trials, and its time grows with the cube of their number
@@ -96,6 +96,7 @@ def make_sampler(
     seed: int,
     number: int,
     startup_trials: int,
+    num_metrics: int = 1,
     prior: Sequence[FrozenTrial] = (),
 ) -> BaseSampler:
     """The sampler for one suggestion.
@@ -106,11 +107,12 @@ def make_sampler(
         seed: of the study.
         number: of the trial that is to be suggested.
         startup_trials: random trials before a model takes over.
+        num_metrics: how many are optimised.
         prior: trials of earlier sweeps; only auto, tpe and gp can use them.
     """
     own_seed = seed_of(seed, number)
     if kind == "auto":
-        kind = best_for(distributions, number)
+        kind = best_for(distributions, number, num_metrics)
     sampler: BaseSampler
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # of QMCSampler; nobody here can do anything about it
@@ -139,12 +141,12 @@ def make_sampler(
     return sampler
 
 
-def best_for(distributions: Distributions, number: int) -> Sampler:
+def best_for(distributions: Distributions, number: int, num_metrics: int = 1) -> Sampler:
     """What `auto` is for the trial with this number: measured by scripts/bench_search.py."""
     numbers = not any(
         isinstance(each, CategoricalDistribution) and not each.single() for each in distributions.values()
     )
-    return "gp" if numbers and number < GP_TRIALS else "tpe"
+    return "gp" if numbers and number < GP_TRIALS and num_metrics <= GP_METRICS else "tpe"
 
 
 def seed_of(seed: int, number: int) -> int:

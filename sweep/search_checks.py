@@ -28,7 +28,7 @@ def check_search(spec: SweepSpec) -> None:
     _check_confirm(spec)
     if spec.method == "random" and spec.search.sampler not in ("random", "qmc"):
         raise ValueError(
-            f"method = 'random' with search.sampler = {spec.search.sampler!r}: the sampler decides, and it is not random; "
+            f"method = 'random' with search.sampler = {spec.search.sampler!r}: the sampler is not random; "
             "write method: bayes, or leave sampler out"
         )
     if spec.search.stop.accelerator_hours is not None and spec.resources.gpu == 0:
@@ -74,6 +74,8 @@ def _check_conditions(spec: SweepSpec) -> None:
                     f"Searched: {', '.join(searched)}"
                 )
         for other, wanted in needed.items():
+            if isinstance(wanted, list | tuple) and not wanted:
+                raise ValueError(f"search.conditions.{name}: {other} = [] never happens; name a value")
             for value in wanted if isinstance(wanted, list | tuple) else [wanted]:
                 try:
                     searched[other].from_value(value)

@@ -59,12 +59,12 @@ class StudySearcher(Searcher):
         self._crash_reason = crash_reason
         self._rules = rules
         self._numbers: dict[str, int] = {}
+        self._seconds: dict[str, float] = {}  # of running trials, as last reported
         self.stopping = False
         self.ended_by: str | None = None
         if rules is not None:
-            for record in study.records():
-                if record.outcome is not Outcome.RUNNING:
-                    rules.ended(record.outcome, record.objectives, record.seconds)
+            for record in study.ended():
+                rules.ended(record.outcome, record.objectives, record.seconds)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Ray's call for a new trial."""
@@ -95,12 +95,14 @@ class StudySearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Ray's word of an epoch after which the trial goes on."""
+        self._seconds[trial_id] = result.get(SECONDS, 0.0)
         self._study.report(self._numbers[trial_id], result[EPOCHS] - 1, *self._values(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Ray's word that the trial ended: finished, stopped by the scheduler, diverged, interrupted or crashed."""
         number = self._numbers.pop(trial_id)
-        seconds = (result or {}).get(SECONDS, 0.0)
+        known = self._seconds.pop(trial_id, 0.0)
+        seconds = (result or {}).get(SECONDS, known)  # Ray tells no result of a crash
         if error:
             self._finish(number, Outcome.FAILED, seconds, self._crash_reason(number))
         elif result is None or result.get(INTERRUPTED):
@@ -123,7 +125,7 @@ class StudySearcher(Searcher):
     def _finish(self, number: int, outcome: Outcome, seconds: float, reason: str | None = None) -> None:
         record = self._study.finish(number, outcome, reason, seconds)
         if self._rules is not None:
-            self._rules.ended(outcome, record.objectives, seconds)
+            self._rules.ended(outcome, record.objectives, record.seconds)
 
     def _values(self, result: Mapping[str, Any]) -> tuple[float, ...]:
         return tuple(result.get(name, math.nan) for name in self._metrics)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -15,6 +16,9 @@ from sweep.grammar import distribution_of, parse_entry
 from sweep.parameters import Choice
 
 __all__ = ["Choice", "Space", "distribution_of"]  # what readers of a spec's space need, in one place
+
+
+MAX_LISTED = 100_000  # combinations that are made to be counted
 
 
 class Space:
@@ -52,15 +56,21 @@ class Space:
         """Without the values of parameters whose conditions do not hold."""
         if not self.conditions:
             return dict(values)
-        return {name: value for name, value in values.items() if self._matters(name, values)}
+        return {name: value for name, value in values.items() if self.matters(name, values)}
 
-    def _matters(self, name: str, values: Mapping[str, Any]) -> bool:
+    def matters(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether the conditions of a parameter hold."""
         return all(
-            other in values
-            and values[other] in (wanted if isinstance(wanted, list | tuple) else [wanted])
-            and self._matters(other, values)
+            other in values and values[other] in _listed(wanted) and self.matters(other, values)
             for other, wanted in self.conditions.get(name, {}).items()
         )
+
+    def needed(self, name: str) -> dict[str, Any]:
+        """Values of other parameters with which this one matters."""
+        values: dict[str, Any] = {}
+        for other, wanted in self.conditions.get(name, {}).items():
+            values |= self.needed(other) | {other: _listed(wanted)[0]}
+        return values
 
     def from_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The trainer's values (all, or some) -> Optuna's parameters, for `study.enqueue_trial`.
@@ -79,15 +89,15 @@ class Space:
                 raise ValueError(f"{name} = {value!r}; {error}") from None
         return params
 
-    @property
+    @cached_property
     def grid_size(self) -> int | None:
-        """How many combinations there are; None where a parameter is continuous."""
+        """How many combinations there are, by their conditions; None where a parameter is continuous."""
         size = 1
         for parameter in self.parameters.values():
             if parameter.count is None:
                 return None
             size *= parameter.count
-        return size
+        return len(self.grid()) if self.conditions and size <= MAX_LISTED else size
 
     def grid(self) -> list[dict[str, Any]]:
         """Values of every combination; the last parameter changes fastest. Raises ValueError for a continuous one."""
@@ -98,7 +108,7 @@ class Space:
         points = [
             self.that_matter(dict(zip(self.parameters, point, strict=True))) for point in itertools.product(*axes)
         ]
-        return [point for place, point in enumerate(points) if not self.conditions or point not in points[:place]]
+        return list({repr(point): point for point in points}.values()) if self.conditions else points
 
     def default_presets(self) -> tuple[dict[str, Any], ...]:
         """Equal weights, and balanced ones: the dynamic loss is usually 1.5-2 times the static one."""
@@ -135,6 +145,10 @@ class Space:
                 place = place[parent]
             place[last] = value
         return validated(TrainConfig, content, where)
+
+
+def _listed(wanted: Any) -> Sequence[Any]:
+    return wanted if isinstance(wanted, list | tuple) else [wanted]
 
 
 def _get(content: Mapping[str, Any], name: str) -> Any:

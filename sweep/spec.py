@@ -191,8 +191,11 @@ class SweepSpec(Block):
             return 1 if self.space.grid_size == 1 else self.run_cap or DEFAULT_TRIALS
         size = self.space.grid_size
         assert size is not None  # checked when the spec was made
-        filled = [self.space.fill_preset(preset, self.trainer) for preset in self.presets]
-        size += sum(len(values) < len(self.space.parameters) for values in filled)
+        filled = [self.space.that_matter(self.space.fill_preset(preset, self.trainer)) for preset in self.presets]
+        size += sum(
+            any(name not in values and self.space.matters(name, values) for name in self.space.parameters)
+            for values in filled
+        )
         return min(size, self.run_cap or size)
 
     @property

@@ -36,7 +36,8 @@ def check_space(spec: SweepSpec) -> None:
         _check(spec, usual | spec.space.fill_preset(preset, spec.trainer), f"search.presets.{index}: {preset}")
     for name, values in probes.items():
         for value in values:
-            _check(spec, usual | {name: value}, f"parameters.{name}: the value {value!r}")
+            point = usual | spec.space.needed(name) | {name: value}
+            _check(spec, point, f"parameters.{name}: the value {value!r}")
     if spec.method == "grid":
         _check_grid(spec)
     else:
@@ -104,7 +105,8 @@ def _check_combination(spec: SweepSpec, values: Mapping[str, Any]) -> None:
 
 def _check(spec: SweepSpec, values: Mapping[str, Any], what: str) -> None:
     where = f"{what} cannot be trained"
-    _check_share(spec, spec.space.to_config(spec.trainer, values, where), f"{where}: ")
+    config = spec.space.to_config(spec.trainer, spec.space.that_matter(values), where)
+    _check_share(spec, config, f"{where}: ")
 
 
 def _check_share(spec: SweepSpec, config: TrainConfig, before: str) -> None:

@@ -218,6 +218,11 @@ class SweepStudy:
         frozen = self._study.get_trials(deepcopy=False)
         return [self._record(trial) for trial in frozen if trial.state != TrialState.WAITING]
 
+    def ended(self) -> list[Record]:
+        """Trials that ended, in the order in which they did."""
+        finished = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        return [self._record(trial) for trial in sorted(finished, key=lambda trial: trial.datetime_complete)]
+
     def record(self, trial: str) -> Record:
         """One trial, started before, by its id."""
         return self._record(self._study.get_trials(deepcopy=False)[int(trial.removeprefix(self._prefix))])
@@ -249,6 +254,7 @@ class SweepStudy:
             seed=self._seed,
             number=number,
             startup_trials=self._startup_trials,
+            num_metrics=len(self._study.directions),
             prior=self._prior,
         )
 

@@ -64,7 +64,7 @@ def print_plan(plan: SweepPlan, folder: ResultsFolder, console: Console) -> None
         text = f"note: {files} left out: {named}"
         console.print(text, style="yellow", markup=False, soft_wrap=True)
     for preset, values in plan.first:
-        drawn = sorted(spec.space.parameters.keys() - values.keys())
+        drawn = sorted(n for n in spec.space.parameters if n not in values and spec.space.matters(n, values))
         if preset and drawn:
             text = f"note: the preset {preset} leaves {', '.join(drawn)} to the sampler; give a value in search.presets"
             console.print(text, style="yellow", markup=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model.errors import DataError, UserError
+from model.errors import UserError
 from model.sinks import write_json
 from sweep.mapping import NoCounterpartError, SpaceMapping
 from sweep.outcome import Outcome
@@ -147,6 +147,7 @@ class _Earlier:
         self.trials: list[Prior] = []
         self._spec = spec
         self._left_out: dict[str, list[str]] = {}
+        self._lacking: str | None = None
         try:
             self._mapping = SpaceMapping(spec, load_spec(path / "spec.yaml"))
             for trial in past_trials(path):
@@ -154,6 +155,8 @@ class _Earlier:
                     self.trials.append(self._counterpart(trial))
                 except NoCounterpartError as why:
                     self._left_out.setdefault(str(why), []).append(trial.name)
+            if self._lacking is not None and not self.trials:
+                raise DataError(self._lacking)
         except UserError as error:
             raise UserError(f"search.warm_start: {error}") from None
 
@@ -176,10 +179,11 @@ class _Earlier:
         names = [metric.name for metric in spec.objectives]
         if outcome is Outcome.COMPLETE and scored.value(names) is None:
             lacking = next(name for name in names if scored.value([name]) is None)
-            raise DataError(
+            self._lacking = (
                 f"{trial.folder / 'epoch.csv'}: has no value of {lacking} after the last epoch, but this sweep "
                 "optimises it; optimise another metric, or leave this folder out"
             )
+            raise NoCounterpartError(f"it has no value of {lacking}")
         reported = ((int(report["epoch"]), picked(report, names)) for report in scored.reports)
         steps = {epoch: step for epoch, step in reported if step is not None}
         return Prior(str(self.path), trial.name, values, outcome, steps)

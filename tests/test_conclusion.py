@@ -122,7 +122,23 @@ def test_without_a_baseline_there_are_means_and_no_verdict() -> None:
 def test_runs_of_other_configs_and_seeds_do_not_count() -> None:
     others = [*runs_of(0.8, [0.0, 0.0, 0.0]), run_of(0.7, 9, 0.0)]
     runs = [*runs_of(0.7, [0.5, 0.6, 0.7]), *runs_of(0.6, [0.8, 0.9, 1.0]), *runs_of(0.5, EQUAL)]
-    assert concluded(*others, *runs) == concluded(*runs)
+    with_others = concluded(*others, *runs)
+    assert (with_others.rows, with_others.answer) == (concluded(*runs).rows, concluded(*runs).answer)
+    (note,) = with_others.notes
+    assert "other seeds (9) are in confirm.csv and are not counted" in note
+
+
+def test_a_config_of_which_a_run_failed_is_not_chosen_for_the_seeds_that_went_well() -> None:
+    lucky = [run_of(0.7, 1, 0.1), *(run_of(0.7, seed, None, Outcome.FAILED) for seed in (2, 3))]
+    conclusion = concluded(*lucky, *runs_of(0.6, [0.2, 0.9, 1.0]), *runs_of(0.5, EQUAL))
+    assert conclusion.chosen == "trial 0002"
+    assert "trial 0004: 2 of 3 runs failed, so it is not chosen" in conclusion.notes[0]
+
+
+def test_before_all_have_run_configs_are_compared_on_the_seeds_that_they_share() -> None:
+    ahead = [run_of(0.7, 1, 0.5), run_of(0.7, 2, 9.0)]
+    conclusion = concluded(*ahead, run_of(0.6, 1, 0.6), run_of(0.5, 1, 0.9))
+    assert conclusion.chosen == "trial 0004"
 
 
 def test_a_conclusion_reads_back_from_its_file() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweep.blocks import SINGLE_OBJECTIVE, Sampler
 from sweep.outcome import Outcome
+from sweep.sampler_view import BEST_SEEN, as_complete, thinned
 from sweep.samplers import GP_TRIALS, best_for
 from sweep.space import Space
 from sweep.study import SweepStudy, Values
@@ -167,6 +171,7 @@ def test_auto_models_few_numbers_by_a_gaussian_process_and_many_trials_or_catego
     numbers, mixed = SPACE.distributions, MIXED.distributions
     assert [best_for(numbers, number) for number in (0, GP_TRIALS - 1, GP_TRIALS)] == ["gp", "gp", "tpe"]
     assert best_for(mixed, 0) == "tpe"
+    assert best_for(numbers, 0, num_metrics=4) == "tpe"
     single = Space({"alpha": {"min": 0.1, "max": 0.9}, "mode": {"values": ["joint"]}}).distributions
     assert best_for(single, 0) == "gp"
 
@@ -178,3 +183,24 @@ def test_trials_under_way_are_not_suggested_again(tmp_path: Path) -> None:
     together = [study.next().values["alpha"] for _ in range(8)]
     assert max(together) - min(together) > 0.05
     assert len({round(alpha, 3) for alpha in together}) == 8
+
+
+def test_a_stopped_trial_is_never_told_as_better_than_the_best_complete_one() -> None:
+    def trial(steps: dict[int, float], state: TrialState) -> FrozenTrial:
+        value = steps[max(steps)] if state == TrialState.COMPLETE else None
+        return create_trial(state=state, value=value, intermediate_values=steps)
+
+    ended = [trial({0: 2.0, 1: 1.0}, TrialState.COMPLETE), trial({0: 5.0, 1: 1.2}, TrialState.COMPLETE)]
+    seen = as_complete([*ended, trial({0: 2.5}, TrialState.PRUNED)], [StudyDirection.MINIMIZE])
+    assert seen[2].value == 1.0  # 2.5 less the usual fall of 2.4 would be 0.1
+
+
+def test_of_very_many_trials_the_best_and_an_even_choice_of_the_others_are_seen() -> None:
+    trials = [create_trial(value=float((7 * number) % 1000)) for number in range(1000)]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    seen = thinned(trials, 200, [StudyDirection.MINIMIZE])
+    assert len(seen) == 200
+    assert {trial.value for trial in seen} >= {float(value) for value in range(BEST_SEEN)}
+    assert [trial.number for trial in seen] == sorted(trial.number for trial in seen)
+    assert max(b.number - a.number for a, b in pairwise(seen)) < 20

@@ -98,3 +98,15 @@ def test_w_and_b_gets_what_it_knows_of_several_metrics_and_median_stopping() -> 
     assert config["metric"] == {"name": "eval/loss_static", "goal": "minimize"}
     assert "metrics" not in config
     assert "early_terminate" not in make(early_terminate={"type": "median", "min_iter": 2}).wandb_sweep_config()
+
+
+def test_a_value_that_trains_only_where_its_condition_holds_is_fine_with_the_condition() -> None:
+    parameters = ALPHA | {"mode": {"values": ["joint", "dynamic"]}, "weighting": {"values": ["fixed", "uncertainty"]}}
+    with pytest.raises(ValueError, match="cannot be trained"):
+        make(parameters=parameters)
+    spec = make(parameters=parameters, search={"conditions": {"weighting": {"mode": "joint"}}})
+    grid = {"mode": parameters["mode"], "weighting": parameters["weighting"], "alpha": {"values": [0.25, 0.5]}}
+    conditions = {"weighting": {"mode": "joint"}}
+    listed = make(parameters=grid, method="grid", run_cap=None, search={"conditions": conditions})
+    assert spec.num_trials == 16
+    assert listed.num_trials == len(listed.space.grid()) == 6

@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from model.config import TrainConfig
 from model.errors import ConfigError
-from sweep.blocks import MetricSettings, Stop
+from sweep.blocks import MetricSettings, Plateau, Stop
 from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, StudySearcher
 from sweep.stopping import StopRules
 from sweep.study import Outcome, SweepStudy
@@ -133,3 +133,27 @@ def test_of_several_metrics_each_must_have_a_value(tmp_path: Path) -> None:
 def test_tune_can_pickle_it(tmp_path: Path) -> None:
     _, searcher = make(tmp_path)
     pickle.loads(pickle.dumps(searcher))
+
+
+def test_a_resumed_search_counts_trials_in_the_order_in_which_they_ended(tmp_path: Path) -> None:
+    def rules() -> StopRules:
+        return StopRules(Stop(plateau=Plateau(trials=3)), [MetricSettings(name=METRIC)])
+
+    _, live = make(tmp_path, num_trials=9, rules=rules())
+    for ray_id in "abcde":
+        live.suggest(ray_id)
+    for ray_id, value in (("a", 0.9), ("c", 1.0), ("d", 1.0), ("b", 0.5), ("e", 1.0)):
+        live.on_trial_complete(ray_id, result(3, value, **{FINISHED: True}))
+    _, resumed = make(tmp_path, num_trials=4, rules=rules())
+    assert isinstance(live.suggest("f"), dict)
+    assert isinstance(resumed.suggest("f"), dict)
+
+
+def test_what_a_crashed_trial_took_counts_as_cost(tmp_path: Path) -> None:
+    rules = StopRules(Stop(accelerator_hours=1), [MetricSettings(name=METRIC)], gpus=1)
+    study, searcher = make(tmp_path, rules=rules)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(1, 0.9, time_total_s=3700.0))
+    searcher.on_trial_complete("a", error=True)
+    assert study.record("0000").seconds == 3700.0
+    assert searcher.suggest("b") == Searcher.FINISHED

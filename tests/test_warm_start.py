@@ -273,7 +273,7 @@ def test_samplers_that_cannot_use_earlier_trials_try_the_best_first(earlier: Pat
     start = warm(earlier, search={"sampler": sampler})
     assert start.prior == ()
     assert len(start.first) == 3
-    assert f"search.sampler {sampler} cannot use trials of earlier sweeps; tpe and gp can" in start.notes[0]
+    assert f"search.sampler {sampler} cannot use trials of earlier sweeps; auto, tpe and gp can" in start.notes[0]
 
 
 def test_gp_uses_earlier_trials(earlier: Path) -> None:
@@ -389,6 +389,15 @@ def test_a_sweep_without_trials_gives_nothing_and_says_so(tmp_path: Path) -> Non
     path = past_sweep(tmp_path / "r", SPEC)
     assert warm(path).notes == (f"warm start from {path}: 0 of 0 trials are known to the sampler",)
     assert "it has no complete trial to try first" in warm(path, search={"sampler": "random"}).notes[1]
+
+
+def test_one_trial_without_the_metric_is_left_out_and_the_others_count(tmp_path: Path) -> None:
+    lacking = Past({"alpha": 0.5, "base_lr": 0.1}, last={"eval/pred_skill": None})
+    path = past_sweep(tmp_path / "r", SPEC, lacking, Past({"alpha": 0.4, "base_lr": 0.1}))
+    spec = tiny_spec(metric={"name": "eval/pred_skill", "goal": "maximize"})
+    warm = load_warm_start([path], spec)
+    assert [prior.trial for prior in warm.prior] == ["0001"]
+    assert any("it has no value of eval/pred_skill: 1 (0000)" in note for note in warm.notes)
 
 
 def test_a_metric_that_earlier_trials_do_not_have_is_an_error(tmp_path: Path) -> None:
