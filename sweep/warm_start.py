@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model.errors import UserError
+from model.errors import DataError, UserError
 from model.sinks import write_json
 from sweep.mapping import NoCounterpartError, SpaceMapping
 from sweep.outcome import Outcome
