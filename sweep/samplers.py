@@ -57,7 +57,7 @@ class _Informed(BaseSampler):
 
 class _Tpe(_Informed, TPESampler):
     complete_only = False
-    most = 2000
+    most = 1000
 
 
 class _Gp(_Informed, GPSampler):

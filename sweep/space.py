@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from model.config import TrainConfig
 from model.configfile import validated
 from model.errors import guess
 from sweep.grammar import distribution_of, parse_entry
-from sweep.parameters import Choice
+from sweep.parameters import Choice, Continuous
 
 __all__ = ["Choice", "Space", "distribution_of"]  # what readers of a spec's space need, in one place
 
@@ -64,6 +65,17 @@ class Space:
             other in values and values[other] in _listed(wanted) and self.matters(other, values)
             for other, wanted in self.conditions.get(name, {}).items()
         )
+
+    def at_ends(self, values: Mapping[str, Any]) -> list[str]:
+        """Continuous parameters whose value is an end of their range, to 1 % of it: the best may lie beyond."""
+        found = []
+        for name, value in values.items():
+            parameter = self.parameters[name]
+            if isinstance(parameter, Continuous):
+                low, high, x = (math.log(y) if parameter.log else y for y in (parameter.low, parameter.high, value))
+                if min(x - low, high - x) < 0.01 * (high - low):
+                    found.append(name)
+        return found
 
     def needed(self, name: str) -> dict[str, Any]:
         """Values of other parameters with which this one matters."""

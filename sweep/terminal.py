@@ -216,7 +216,10 @@ def _print_winner(
             "One seed each is no proof, and the best of many is picked for luck too.",
             soft_wrap=True,
         )
-    elif equal is not None and equal.number == winner.number:
+    for name in spec.space.at_ends(winner.values):
+        text = f"note: the best {name} is an end of its range; the best may lie beyond: widen parameters.{name}"
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
+    if equal is not None and equal.number == winner.number:
         console.print("the equal-weights preset is itself the best: the search found nothing better", soft_wrap=True)
 
 

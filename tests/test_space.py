@@ -196,3 +196,14 @@ def test_a_grid_with_conditions_has_each_trial_once() -> None:
         {"mode": "joint", "weighting": "famo", "ema_decay": 0.99},
         {"mode": "dynamic"},
     ]
+
+
+def test_a_value_at_an_end_of_a_continuous_range_is_noticed() -> None:
+    entries = {
+        "alpha": {"min": 0.1, "max": 0.9},
+        "base_lr": {"distribution": "log_uniform_values", "min": 1e-3, "max": 1e-1},
+        "mask_ratio": {"distribution": "q_uniform", "min": 0.5, "max": 0.9, "q": 0.05},
+    }
+    space = Space(entries)
+    assert space.at_ends({"alpha": 0.5, "base_lr": 0.0999, "mask_ratio": 0.9}) == ["base_lr"]
+    assert space.at_ends({"alpha": 0.1, "base_lr": 0.0015, "mask_ratio": 0.6}) == ["alpha"]
