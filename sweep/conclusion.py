@@ -173,7 +173,7 @@ def _chosen(rows: Sequence[Row], metric: MetricSettings) -> Row | None:
 
     A config with a run that diverged or failed is none to choose: its mean is over the seeds that went well.
     """
-    sound = [(_values(row.runs), row) for row in rows if not row.diverged and not row.failed]
+    sound = [(_values(row.runs), row) for row in rows if row.mean is not None and not row.diverged and not row.failed]
     shared = set.intersection(*(set(values) for values, _ in sound)) if sound else set()
     if not shared:
         return None
