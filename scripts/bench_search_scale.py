@@ -1,6 +1,6 @@
 """What the search costs the driver as the sweep grows: time per suggestion, report and end of a trial, and memory.
 
-    python scripts/bench_search_scale.py [--trials 100 1000 10000] [--sampler auto]      # about a minute
+    python scripts/bench_search_scale.py [--trials 100 1000 10000] [--sampler auto]      # two minutes
 
 A study is filled with trials of made-up values through the searcher and ASHA (8 epochs, two thirds stopped early); then
 some more trials are timed one by one, their suggestions by the sampler. Medians; memory is what the process has gained
