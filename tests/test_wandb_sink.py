@@ -27,6 +27,7 @@ from model.errors import ConfigError
 from model.metrics import BATCH_NAMES, EPOCH_COLUMNS, Level
 from model.sinks import CsvSink, Event, read_csv
 from sweep import wandb_sink
+from sweep.wandb_files import last_rows
 from sweep.wandb_sink import RunIdentity, WandbSink, resolve_mode
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a key: 40 characters
@@ -217,6 +218,37 @@ def test_resumed_parts_hold_every_row_once(start: Callable[..., WandbSink], tmp_
         second.log(event)
     second.close(0)
     assert read_history(tmp_path) == [event.values for event in TWO_EPOCHS]
+
+
+def test_a_part_that_began_in_the_same_second_as_another_is_known_too(
+    start: Callable[..., WandbSink], tmp_path: Path
+) -> None:
+    sink = start(mode="offline")
+    for event in TWO_EPOCHS:
+        sink.log(event)
+    sink.close(1)
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    folder.rename(f"{folder}-1")  # wandb's name for the second of two
+    assert last_rows(tmp_path, "trial_1") == (3, 1)
+    assert last_rows(tmp_path, "trial") == (-1, -1)  # another run, whose id this one's begins with
+
+
+def test_a_part_whose_end_was_never_written_counts_as_far_as_it_goes(
+    start: Callable[..., WandbSink], tmp_path: Path
+) -> None:
+    sink = start(mode="offline")
+    for event in TWO_EPOCHS:
+        sink.log(event)
+    sink.close(1)
+    (file,) = run_files(tmp_path)
+    records_of(file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * 3 // 4])
+    began = time.monotonic()
+    iteration, epoch = last_rows(tmp_path, "trial_1")
+    assert 0 <= iteration <= 3
+    assert epoch <= 1
+    assert time.monotonic() - began < 10
 
 
 def test_a_run_that_was_not_closed_does_not_take_the_next_runs_rows(
