@@ -25,10 +25,11 @@ from model.metrics import EPOCH_NAMES, EVAL_NAMES, FEATURE_NAMES, OBJECTIVE_NAME
 from model.sinks import read_csv, write_json, write_text
 from sweep.space import Space
 from sweep.spec import SweepSpec
-from sweep.study import JOURNAL, Record
+from sweep.study import JOURNAL, Outcome, Record
 
 # may differ between a sweep and its resumption: they do not change what a trial computes
 FREE_TO_CHANGE = ("description", "run_cap", "wandb", "retries", "entity", "confirm", "resources.max_concurrent")
+RUNS = "runs.json"  # of trials that W&B's agents or the user ran one by one (sweep/trials_folder.py)
 RECORDED_PACKAGES = ("torch", "timm", "ray", "optuna", "wandb", "numpy", "pydantic", "tactile-sweep")
 
 
@@ -50,10 +51,24 @@ class ResultsFolder:
         self.stop_file = self.path / ".stop"
         self._lock = FileLock(self.path / ".driver.lock")
 
-    def check(self, spec: SweepSpec, resume: bool) -> None:
-        """Raise ConfigError where the folder cannot take this sweep: of another spec, finished, nothing to resume."""
+    def check(self, spec: SweepSpec, resume: bool, single: bool = False) -> None:
+        """Raise ConfigError where the folder cannot take this sweep: of another spec, finished, nothing to resume.
+
+        Args:
+            resume: go on with what is there.
+            single: for single trials, which no driver of a sweep may mix with its own.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"results: {self.path} is a file; give a folder with --results DIR")
+        if single and (self.path / JOURNAL).exists():
+            raise ConfigError(
+                f"results: {self.path} holds a sweep of python -m sweep.run; give another folder with --results DIR"
+            )
+        if not single and (self.path / RUNS).exists():
+            raise ConfigError(
+                f"results: {self.path} holds trials that W&B's agents or python -m sweep.trial ran; give another "
+                "folder with --results DIR. search.warm_start can take them from there"
+            )
         if not self.spec_file.exists():
             if resume:
                 raise ConfigError(f"--resume: {self.path} holds no sweep; start it without --resume")
@@ -92,8 +107,12 @@ class ResultsFolder:
                 f"results: cannot write to {self.path}: {error}. Choose a folder with --results DIR"
             ) from None
         self.check(spec, resume)  # again: another driver may have been here between
-        write_text(self.spec_file, _dump(spec.resolved()))
+        self.write_spec(spec)
         self.stop_file.unlink(missing_ok=True)
+
+    def write_spec(self, spec: SweepSpec) -> None:
+        """spec.yaml, with every default filled in."""
+        write_text(self.spec_file, _dump(spec.resolved()))
 
     def discard(self) -> None:
         """Take back what `open` and the start of a sweep wrote, unless there are trials."""
@@ -163,6 +182,27 @@ class TrialTable:
         self._name = "preset" if confirming is None else "candidate"  # what the trial's name is a name of
         self._rows: dict[int, dict[str, Any]] = {}
         self._written_at = 0.0
+
+    def load(self) -> None:
+        """Take the rows that the file has. Raises UserError where it is damaged."""
+        try:
+            with self._file.open(newline="", encoding="utf-8") as file:
+                self._rows = {int(row["trial"]): dict(row) for row in csv.DictReader(file)}
+        except FileNotFoundError:
+            pass
+        except (OSError, csv.Error, LookupError, ValueError) as error:
+            raise UserError(f"{self._file}: damaged ({error}); restore or remove it") from None
+
+    def best(self) -> int | None:
+        """Number of the complete trial with the best metric; None without any."""
+        metric = self._spec.metric
+        sign = 1.0 if metric.goal == "minimize" else -1.0
+        complete = [
+            (sign * float(row[metric.name]), number)
+            for number, row in self._rows.items()
+            if row["state"] == Outcome.COMPLETE.value and row.get(metric.name) not in (None, "")
+        ]
+        return min(complete)[1] if complete else None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """One trial: a config, its sinks, its objective. Ray, W&B agents and a plain loop drive it alike, epoch by epoch.
 
 A trial's folder is the truth about it: a trial that is opened again, by whomever, goes on from the checkpoint there.
+
+`python -m sweep.trial SPEC --alpha=0.3` runs one trial by hand or for a W&B agent: see sweep/single.py.
 """
 
 from __future__ import annotations
@@ -67,6 +69,10 @@ class TrialJob(BaseModel):
     wandb: WandbSettings = WandbSettings()
     project: str
     entity: str | None = None
+    wandb_run: str | None = None
+    """Id of its W&B run, where W&B gave it one; else it is made of `sweep_uid` and `trial`."""
+    wandb_sweep: str | None = None
+    """The W&B sweep whose agent started the trial."""
     processes: PositiveInt = 1
     """Processes that train the model together, on one machine."""
     until: int | None = None
@@ -95,6 +101,8 @@ class EpochReport(BaseModel):
     """Why the trial has no value."""
     interrupted: bool = False
     """The trial was asked to stop and left a checkpoint."""
+    stopped: bool = False
+    """W&B stopped the trial: its record is ended, with a summary and a checkpoint."""
     paused: bool = False
     """The trial has come to `TrialJob.until` and left a checkpoint."""
 
@@ -105,11 +113,16 @@ class TrialRun:
     Args:
         job: the trial.
         should_stop: asked about every LOOK_EVERY_S seconds; True ends the trial with a checkpoint, also mid-epoch.
+        obeys_wandb: W&B may stop this trial, and starts it again after it was interrupted: it is one that W&B's agent
+            started, or that runs by itself. Trials of our own sweeps are stopped where the sweep runs.
     """
 
-    def __init__(self, job: TrialJob, should_stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, job: TrialJob, should_stop: Callable[[], bool] = lambda: False, obeys_wandb: bool = False
+    ) -> None:
         self.job = job
         self._should_stop = should_stop
+        self._obeys_wandb = obeys_wandb
         self._checkpoint = job.folder / LAST
         clips = _clips(job.config.data)
         self._team = Team(job.processes, pick_device(job.config).type)
@@ -139,13 +152,14 @@ class TrialRun:
         csv = CsvSink(job.folder, keep_batches=len(kept.batch), keep_epochs=len(kept.epoch))
         wandb = WandbSink(
             RunIdentity(
-                id=f"{job.sweep_uid}-{job.trial}",
+                id=job.wandb_run or f"{job.sweep_uid}-{job.trial}",
                 name=f"{job.sweep}-{job.trial}",
                 group=job.sweep,
                 project=job.project,
                 entity=job.entity,
                 folder=job.results,
                 tags=(job.preset,) if job.preset else (),
+                sweep_id=job.wandb_sweep,
             ),
             self._wandb_config(),
             mode=job.wandb.mode,
@@ -155,11 +169,23 @@ class TrialRun:
         # a killed part may have left rows in the CSV files that never came to W&B; to ask W&B takes seconds
         for event in kept.events() if not whole else ():
             wandb.log(event)
+        self._wandb = wandb
         self._sinks: list[Sink] = [csv, wandb]
         self._last_row = kept.epoch[-1] if kept.epoch else None
         self._save_clock, self._look_clock = _Clock(SAVE_EVERY_S), _Clock(LOOK_EVERY_S)
         self._saved_update = self._trainer.update
         self._ended = False
+        self._warned_of_stop = False
+
+    @property
+    def url(self) -> str | None:
+        """The page of the trial's W&B run, where it is online."""
+        return self._wandb.url
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done."""
+        return self._trainer.epoch
 
     def run_epoch(self) -> EpochReport:
         """Train to the end of the current epoch; closes the trial where that was the last one, or it diverged.
@@ -176,6 +202,7 @@ class TrialRun:
             report = EpochReport(
                 epochs=self._trainer.epoch, metrics={"objective/value": math.nan}, diverged=f"{error}{last}"
             )
+            self._wandb.note_divergence(str(error))
             self.close(exit_code=1)
             return report
         except Exception:
@@ -190,13 +217,28 @@ class TrialRun:
             self._log(event)
             if self._objective.diverged is not None:
                 continue  # the trainer ends it; the last checkpoint stays one of sound weights
-            if self._look_clock.due() and self._should_stop():
-                self._save()
-                self._close_sinks(exit_code=1)
-                return EpochReport(epochs=self._trainer.epoch, metrics={}, interrupted=True)
+            if self._look_clock.due() and (end := self._asked_to_end()) is not None:
+                return end
             if self._save_clock.due():
                 self._save()
         raise AssertionError("an epoch ends with its event")
+
+    def _asked_to_end(self) -> EpochReport | None:
+        """Ends the trial where somebody asks for it; None where nobody does."""
+        interrupted = self._should_stop()
+        if self._obeys_wandb and (self._wandb.asked_to_stop or (interrupted and self._wandb.learn_whether_to_stop())):
+            self.close(exit_code=0)
+            return EpochReport(epochs=self._trainer.epoch, metrics=self._metrics(self._last_row or {}), stopped=True)
+        if self._wandb.asked_to_stop and not self._warned_of_stop:
+            self._warned_of_stop = True
+            logger.warning("W&B asked to stop trial %s: ignored; stop it where the sweep runs", self.job.trial)
+        if not interrupted:
+            return None
+        self._save()
+        if self._obeys_wandb:
+            self._wandb.mark_preempting()
+        self._close_sinks(exit_code=1)
+        return EpochReport(epochs=self._trainer.epoch, metrics={}, interrupted=True)
 
     def close(self, exit_code: int = 0) -> None:
         """End the trial's record, with its summary; also of a trial that the scheduler stopped. Safe to call twice."""
@@ -215,6 +257,7 @@ class TrialRun:
 
     def _end_epoch(self, event: Event) -> EpochReport:
         row = dict(event.values) | self._objective.end_epoch(event.values)
+        self._last_row = row
         self._log(Event(Level.EPOCH, row))
         if self._trainer.finished and self._objective.diverged is None and self.job.config.pictures:
             picture = self._trainer.picture()
@@ -226,6 +269,8 @@ class TrialRun:
         """What the epoch's row says of the trial; ends the trial, or saves a checkpoint where one is due."""
         finished, diverged = self._trainer.finished, self._objective.diverged
         paused = self._at_pause and not finished and diverged is None
+        if diverged:
+            self._wandb.note_divergence(diverged)
         if finished or diverged:
             self.close(exit_code=1 if diverged else 0)
         elif paused:
@@ -234,11 +279,15 @@ class TrialRun:
             (self.job.folder / PAUSED).touch()
         elif self._save_clock.due():
             self._save()
-        # as it would stand if this were the last epoch: a sweep may minimise it
-        metrics = dict(row) | {"summary/best_loss": row["epoch/best_loss_so_far"]}
         return EpochReport(
-            epochs=self._trainer.epoch, metrics=metrics, finished=finished, diverged=diverged, paused=paused
+            epochs=self._trainer.epoch, metrics=self._metrics(row), finished=finished, diverged=diverged, paused=paused
         )
+
+    @staticmethod
+    def _metrics(row: Row) -> dict[str, float]:
+        # as it would stand if this were the last epoch: a sweep may minimise it
+        best = {"summary/best_loss": row["epoch/best_loss_so_far"]} if row else {}
+        return dict(row) | best
 
     @property
     def _at_pause(self) -> bool:
@@ -328,3 +377,11 @@ def config_text(config: TrainConfig, about: str) -> str:
 def _clips(data: DataConfig) -> Clips:
     """Opened once per process, not once per trial."""
     return load_clips(data)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from sweep.single import main
+
+    sys.exit(main())

@@ -28,6 +28,7 @@ from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
 from sweep.wandb_files import last_rows
+from sweep.wandb_rate import ROWS_PER_MINUTE, RowBudget
 
 T = TypeVar("T")
 RequestedMode = Literal["auto", "online", "offline", "disabled"]
@@ -37,6 +38,7 @@ DEFAULT_BASE_URL = "https://api.wandb.ai"
 RETRY_ONLINE_AFTER_S = 300.0  # after a failure, this long no trial of the process waits for the server again
 OFFLINE_INIT_LIMIT_S = 40.0  # wandb itself waits 30 s for its service process to start
 HELD_ROWS, HELD_S = 16, 2.0  # rows handed over together, and how long one waits for others
+ASK_LIMIT_S = 5.0  # for one question to the server; who is preempted has little time
 GRACE_S = 5.0  # wandb keeps its own time limits; after this much more we stop waiting for it
 
 PICTURE_STEP = "pictures/epoch"  # not `epoch`: a row that has it is an epoch's row
@@ -49,6 +51,12 @@ STEP_AXES = {
     "probe/*": EPOCH_STEP,
     "pictures/*": PICTURE_STEP,
 }
+
+STOPPED_QUERY = """
+query RunStopped($entity: String, $project: String, $run: String!) {
+    project(name: $project, entityName: $entity) { run(name: $run) { shouldStop stopped } }
+}
+"""
 
 _OLD_MODE_NAMES = {"run": "online", "dryrun": "offline"}  # still taken by wandb in WANDB_MODE
 # Variables (their beginnings) that say which run or sweep this process belongs to. Inherited by Ray's workers, they
@@ -98,7 +106,8 @@ class WandbSink(Sink):
     """One W&B run, a `Sink`. Batch and epoch events are history rows, the summary event goes to the run's summary.
 
     Rows are handed to wandb a few at a time, and at each epoch's end: what waits when the process is killed comes to
-    W&B when the trial is resumed.
+    W&B when the trial is resumed. Online, a fast trainer's rows are thinned to what W&B takes (sweep/wandb_rate.py);
+    the run says so once, and its summary counts the rows that were left out (`rows_left_out`).
 
     A picture is a row of its own, `pictures/<name>` beside `pictures/epoch`.
 
@@ -113,6 +122,8 @@ class WandbSink(Sink):
 
     Attributes:
         mode: online, offline or disabled: what the run became.
+        asked_to_stop: W&B was told to stop this run: on its page, or by the sweep's own early termination. The sink
+            itself goes on.
 
     Raises:
         ConfigError: an unknown mode, or a time limit that is not positive. Nothing else ever raises.
@@ -141,6 +152,8 @@ class WandbSink(Sink):
         self._waiting_since = 0.0
         self._warned_of: set[str] = set()
         self._run: Any = None
+        self.asked_to_stop = False
+        self._warned_of_thinning = False
         self.mode, reason = resolve_mode(mode)
         if mode == "online" and self.mode != "online":
             _logger.warning("W&B run %s is %s: %s", identity.id, self.mode, reason)
@@ -150,6 +163,7 @@ class WandbSink(Sink):
             self._held = last_rows(identity.folder, identity.id)
         if self.mode == "online":
             self._start_online(config)
+        self._budget = RowBudget() if self.mode == "online" else None  # `wandb sync` keeps to the server's rates itself
         if self.mode == "offline":
             self._start_offline(config)
 
@@ -161,8 +175,11 @@ class WandbSink(Sink):
             return
         if event.level is Level.SUMMARY:
             self._hand_over()
+            left_out = self._budget.thinned if self._budget is not None else 0
             with self._warned_once("rows"):
-                self._run.summary.update(dict(event.values))
+                self._run.summary.update(dict(event.values) | ({"rows_left_out": left_out} if left_out else {}))
+            return
+        if self._budget is not None and not self._has_room(self._budget, event):
             return
         now = time.monotonic()
         if not self._waiting:
@@ -172,6 +189,22 @@ class WandbSink(Sink):
         late = now - self._waiting_since > HELD_S or len(self._waiting) >= HELD_ROWS
         if late or event.level is Level.EPOCH:
             self._hand_over()
+
+    def _has_room(self, budget: RowBudget, event: Event) -> bool:
+        if event.level is not Level.BATCH:
+            budget.count_epoch()
+            return True
+        if budget.takes_update(int(event.values[BATCH_STEP])):
+            return True
+        if not self._warned_of_thinning:
+            self._warned_of_thinning = True
+            _logger.warning(
+                "W&B run %s: this trainer makes more rows than W&B takes (%d a minute), so W&B gets the row of every "
+                "k-th gradient update; batch.csv has all of them",
+                self._identity.id,
+                ROWS_PER_MINUTE,
+            )
+        return False
 
     def _hand_over(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -184,10 +217,56 @@ class WandbSink(Sink):
         if self._run is None:
             return
         self._hand_over()
+        if self._budget is not None:
+            self._budget.count_epoch()
         with self._warned_once("pictures"):
             import wandb
 
             self._run.log({f"pictures/{name}": wandb.Image(image, file_type="png"), PICTURE_STEP: self._epoch})
+
+    @property
+    def url(self) -> str | None:
+        """The run's page; None of a run that is not online."""
+        return self._run.url if self.mode == "online" and self._run is not None else None
+
+    def learn_whether_to_stop(self) -> bool:
+        """Ask the server whether this run is to be stopped, in ASK_LIMIT_S at most; sets and returns `asked_to_stop`.
+
+        wandb tells by itself, but up to 30 s later than its agent sends SIGTERM to the trial, and a process that is
+        preempted gets the same signal. False where the server does not say.
+        """
+        if not self.asked_to_stop and self.mode == "online" and self._run is not None:
+            with suppress(Exception):
+                self.asked_to_stop = _bounded(self._stopped_on_server, ASK_LIMIT_S)
+        return self.asked_to_stop
+
+    def _stopped_on_server(self) -> bool:
+        import wandb
+
+        variables = {"entity": self._run.entity, "project": self._run.project, "run": self._run.id}
+        answer = wandb.Api()._service_api.execute_graphql(STOPPED_QUERY, variables=variables)
+        run = answer["project"]["run"]
+        return bool(run["shouldStop"] or run["stopped"])
+
+    def note_divergence(self, reason: str) -> None:
+        """In the run's summary the objective is NaN, in place of that of the last sound epoch, and `diverged` says why.
+
+        W&B would else sort and search by a value that the run does not have. A failure is warned of and never raised.
+        """
+        if self._run is not None:
+            self._hand_over()
+            with self._warned_once("that it diverged"):
+                # as wandb itself writes NaN in rows; of a NaN in a summary it makes null
+                self._run.summary.update({"objective/value": "NaN", "diverged": reason})
+
+    def mark_preempting(self) -> None:
+        """Tell W&B that this process is being taken away: a sweep hands the run out again after an exit code above 0.
+
+        A failure is warned of and never raised.
+        """
+        if self._run is not None:
+            with self._warned_once("that it was preempted"):
+                self._run.mark_preempting()
 
     @contextmanager
     def _warned_once(self, lost: str) -> Iterator[None]:
@@ -227,7 +306,7 @@ class WandbSink(Sink):
             WandbSink._offline_until_s = time.monotonic() + RETRY_ONLINE_AFTER_S
             folder = self._identity.folder / "wandb" / f"offline-run-*-{self._identity.id}*"
             _warn("W&B run %s goes offline (%s). Upload it later: wandb sync %s", self._identity, error, folder)
-            _reset_client()  # the failed run holds its id, and a second init with that id would never return
+            reset_client()  # the failed run holds its id, and a second init with that id would never return
 
         else:
             with suppress(Exception):  # also rows that a part on another machine sent
@@ -243,7 +322,7 @@ class WandbSink(Sink):
             try:
                 self._run = start()
             except Exception:
-                _reset_client()  # the service process may have died under an earlier trial
+                reset_client()  # the service process may have died under an earlier trial
                 self._run = start()
         except Exception as error:
             _warn("W&B records nothing of run %s (%s). The trial goes on.", self._identity, error)
@@ -272,7 +351,7 @@ class WandbSink(Sink):
             init_timeout=self._init_timeout_s,
             finish_timeout=self._finish_timeout_s,
             finish_timeout_raises=True,
-            stop_fn=self._refuse_stop,
+            stop_fn=self._note_stop,
             silent=True,
             console="off",
             save_code=False,
@@ -295,9 +374,9 @@ class WandbSink(Sink):
             run.define_metric(pattern, step_metric=axis)
         return run
 
-    def _refuse_stop(self) -> None:
+    def _note_stop(self) -> None:
         # wandb's default interrupts the process, which may hold other trials' work
-        _logger.warning("W&B asked to stop run %s: ignored; stop trials where the sweep runs", self._identity.id)
+        self.asked_to_stop = True
 
 
 def resolve_mode(mode: RequestedMode) -> tuple[Mode, str]:
@@ -372,8 +451,11 @@ def _without_inherited_identity() -> Iterator[None]:
         os.environ.update(inherited)
 
 
-def _reset_client() -> None:
-    """End wandb's service process, and with it this process's run; the next init starts a new one (0.2 s)."""
+def reset_client() -> None:
+    """End wandb's service process, and with it this process's run; the next init starts a new one (0.2 s).
+
+    A service that several processes share goes on without this one.
+    """
     import wandb
 
     with suppress(Exception):

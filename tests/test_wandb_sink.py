@@ -70,15 +70,15 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _ended_service() -> Iterator[None]:
     yield
-    wandb_sink._reset_client()
+    wandb_sink.reset_client()
 
 
 @pytest.fixture
 def fresh_client(bare_environment: None) -> Iterator[None]:
     """The client reads its environment once; before and after this test it starts anew."""
-    wandb_sink._reset_client()
+    wandb_sink.reset_client()
     yield
-    wandb_sink._reset_client()
+    wandb_sink.reset_client()
 
 
 @pytest.fixture

@@ -1,0 +1,328 @@
+"""`python -m sweep.trial` as a user or W&B's agent starts it: one trial, its files, its ends, its resumption."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model.config import TrainConfig
+from model.configfile import load_yaml
+from model.errors import ConfigError
+from model.sinks import read_csv
+from sweep.report import write_report
+from sweep.results import ResultsFolder
+from sweep.single import Signals, key_of, main
+from sweep.spec import SweepSpec, load_spec
+from sweep.study import Outcome
+from sweep.trials_folder import TrialsFolder
+from sweep.warm_start import load_warm_start
+from tests.offline import read_history, read_summary
+from tests.sweeping import TINY_TRAINER, tiny_content, trial_folders
+
+LIMIT_S = 120
+AGENTS = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_API_KEY")
+
+
+@pytest.fixture(autouse=True)
+def no_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No environment of an agent; what the command sets for its own process is taken back."""
+    for name in (*AGENTS, "CUDA_VISIBLE_DEVICES", "WANDB_SERVICE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def write_spec(folder: Path, **changes: Any) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_content(**changes)), encoding="utf-8")
+    return path
+
+
+def command(spec: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "sweep.trial", str(spec), *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def table(results: Path) -> list[dict[str, str]]:
+    with (results / "trials.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def rows_of(trial: Path) -> tuple[bytes, bytes]:
+    return (trial / "batch.csv").read_bytes(), (trial / "epoch.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two trials by hand: the spec's file and the results folder."""
+    folder = tmp_path_factory.mktemp("two")
+    spec, results = write_spec(folder), folder / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        for alpha in ("0.3", "0.5"):
+            assert main([str(spec), "--results", str(results), f"--alpha={alpha}", "--base_lr=0.03"]) == 0
+    return spec, results
+
+
+def test_trials_by_hand_make_a_results_folder_that_every_reader_takes(two: tuple[Path, Path]) -> None:
+    spec, results = two
+    rows = table(results)
+    assert [(row["trial"], row["state"], row["epochs_done"], row["alpha"]) for row in rows] == [
+        ("0000", "complete", "3", "0.3"),
+        ("0001", "complete", "3", "0.5"),
+    ]
+    last = read_csv(results / "trials/0000/epoch.csv")[-1]
+    assert float(rows[0]["objective/value"]) == last["objective/value"]
+    assert "tiny" in write_report(results).read_text(encoding="utf-8")
+    content = load_yaml(spec) | {"name": "next", "search": {"warm_start": [str(results)]}}
+    warm = load_warm_start([results], SweepSpec.model_validate(content))
+    assert sorted(prior.values["alpha"] for prior in warm.prior) == [0.3, 0.5]
+
+
+def test_best_yaml_is_the_config_of_the_best_trial(two: tuple[Path, Path]) -> None:
+    results = two[1]
+    best = min(table(results), key=lambda row: float(row["objective/value"]))
+    config = TrainConfig.model_validate(load_yaml(results / "best.yaml"))
+    assert config == TrainConfig.model_validate(load_yaml(results / "trials" / best["trial"] / "config.yaml"))
+    assert "not confirmed" in (results / "best.yaml").read_text(encoding="utf-8")
+
+
+def test_the_same_values_are_the_same_trial_and_are_not_trained_again(
+    two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, results = two
+    before = {path: path.read_bytes() for path in results.glob("trials/*/*.csv")}
+    assert main([str(spec), "--results", str(results), "base_lr=3e-2", "++alpha=0.30"]) == 0
+    assert "it had trained to its end before" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in results.glob("trials/*/*.csv")} == before
+    assert [row["state"] for row in table(results)] == ["complete", "complete"]
+
+
+def test_a_sweep_does_not_mix_its_trials_with_single_ones(two: tuple[Path, Path], tmp_path: Path) -> None:
+    spec = load_spec(two[0])
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=r"python -m sweep\.trial ran; give another"):
+            ResultsFolder(two[1]).check(spec, resume)
+    of_a_sweep = tmp_path / "sweep"
+    of_a_sweep.mkdir()
+    (of_a_sweep / "study.journal").touch()
+    with pytest.raises(ConfigError, match=r"holds a sweep of python -m sweep\.run; give another folder"):
+        TrialsFolder(of_a_sweep, spec).claim("hand-1", spec.trainer)
+
+
+def test_a_folder_takes_trials_of_one_spec_only(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    spec, results = two
+    words = [str(spec), "--results", str(results), "--set", "objective.ratio_weight=0", "--alpha=0.7"]
+    assert main(words) == 2
+    assert "objective.ratio_weight: 0.5 there, 0.0 here" in capsys.readouterr().err
+    assert main([str(spec), "--results", str(results), "--alpha=0.7", "--epochs=1"]) == 2
+    assert "trainer.epochs: 3 there, 1 here" in capsys.readouterr().err
+
+
+def test_what_the_spec_does_not_search_makes_a_folder_of_its_own(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    assert main([str(spec), "--epochs=1", "--data={'frame_stride': 2}"]) == 0
+    (results,) = (tmp_path / "results").iterdir()
+    assert results.name == "tiny-trials-data.frame_stride-2-epochs-1"
+    assert load_yaml(results / "best.yaml")["data"]["frame_stride"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--alpa=0.3"], "error: unknown parameter 'alpa'; did you mean 'alpha'?"),
+        (["--alpha=2"], "error: trial: alpha = 2.0 and no beta"),
+        (["--set", "trainr.epochs=2"], "unknown key 'trainr'; did you mean 'trainer'?"),
+        (["--mask_ratio=0.01"], "mask_ratio"),
+        (["--data.source=frames", "--data.root=nowhere"], "nowhere"),
+        (["--set", "resources.gpu=8"], "resources.gpu = 8, but of the GPUs"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_results(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(write_spec(tmp_path)), *words]) == 2
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert len(shown.strip().splitlines()) == 1
+    assert not any(tmp_path.glob("results/*/trials/*/batch.csv"))
+
+
+def test_a_trial_that_diverges_says_why_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write_spec(tmp_path, trainer={**TINY_TRAINER, "clip_grad": None})
+    results = tmp_path / "results/tiny-trials"
+    assert main([str(spec), "--base_lr=1e30"]) == 1
+    assert "diverged in epoch 1" in capsys.readouterr().out
+    (row,) = table(results)
+    assert row["state"] == "diverged"
+    assert "nan" in row["reason"] or "inf" in row["reason"]
+    content = read_summary(results)
+    assert content["exit_code"] == 1
+    assert content["summary"]["objective/value"] != content["summary"]["objective/value"]  # NaN
+    assert "nan" in content["summary"]["diverged"] or "inf" in content["summary"]["diverged"]
+    assert not (results / "best.yaml").exists()
+
+
+def test_an_agents_trial_is_refused_offline_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "run1")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    assert main([str(write_spec(tmp_path)), "--alpha=0.3"]) == 2
+    assert "an agent's trials are online only" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_agents_parameter_file_counts_where_the_command_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config-run1.yaml"
+    file.write_text("wandb_version: 1\nalpa:\n  value: 0.3\n")
+    monkeypatch.setenv("WANDB_RUN_ID", "run1")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "me/project/sweep1")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(file))
+    assert main([str(write_spec(tmp_path))]) == 2
+    assert "config-run1.yaml: unknown parameter 'alpa'; did you mean 'alpha'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on_to_the_same_rows(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    spec = write_spec(tmp_path, trainer={**TINY_TRAINER, "epochs": 60})
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    words = ["--alpha=0.3", "--results"]
+    rows = stopped / "trials/0000/epoch.csv"
+    with subprocess.Popen(
+        command(spec, *words, str(stopped)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment(),
+    ) as trial:  # fmt: skip
+        give_up = time.monotonic() + LIMIT_S
+        while not (rows.exists() and len(read_csv(rows)) >= 3):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        trial.send_signal(number)
+        printed = trial.communicate(timeout=30)[0]
+    assert trial.returncode == -number, printed
+    assert "with a checkpoint; the same command goes on from there" in printed
+    assert "Traceback" not in printed
+    assert table(stopped)[0]["state"] == "running"
+    for results in (stopped, whole):
+        assert main([str(spec), *words, str(results)]) == 0
+    assert rows_of(stopped / "trials/0000") == rows_of(whole / "trials/0000")
+    assert read_history(stopped) == read_history(whole)
+    assert table(stopped)[0]["state"] == "complete"
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    signals = Signals()
+    signals.training = True
+    with signals.caught():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.caught_one == signal.SIGTERM
+    program = (
+        "import os, signal\n"
+        "from sweep.single import Signals\n"
+        "signals = Signals()\n"
+        "signals.training = True\n"
+        "with signals.caught():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('once', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('twice', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(), timeout=60
+    )
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == "once\n"
+
+
+def test_processes_that_begin_at_once_get_trials_of_their_own(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from sweep.outcome import Outcome\n"
+        "from sweep.spec import load_spec\n"
+        "from sweep.trials_folder import TrialsFolder\n"
+        "spec = load_spec(sys.argv[1])\n"
+        "folder = TrialsFolder(Path(sys.argv[2]), spec)\n"
+        "for key in sys.argv[3:]:\n"
+        "    record = folder.claim(key, spec.trainer)\n"
+        "    folder.ended(record, spec.trainer, Outcome.FAILED, reason=key)\n"
+    )
+    results = tmp_path / "results"
+    keys = [[f"{process}-{number}" for number in range(5)] for process in range(4)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, str(spec), str(results), *own], env=environment())
+        for own in keys
+    ]
+    assert [process.wait(timeout=LIMIT_S) for process in running] == [0] * 4
+    runs = json.loads((results / "runs.json").read_text())
+    assert sorted(runs) == sorted(key for own in keys for key in own)
+    assert sorted(runs.values()) == [f"{number:04d}" for number in range(20)]
+    assert {row["trial"]: row["reason"] for row in table(results)} == {trial: key for key, trial in runs.items()}
+
+
+def test_a_key_depends_on_every_field_and_on_nothing_else() -> None:
+    config = TrainConfig()
+    assert key_of(config) == key_of(TrainConfig.model_validate(config.model_dump()))
+    assert key_of(config) != key_of(config.model_copy(update={"seed": 1}))
+
+
+def test_damaged_books_are_named(two: tuple[Path, Path], tmp_path: Path) -> None:
+    spec = load_spec(two[0])
+    folder = TrialsFolder(tmp_path / "results", spec)
+    record = folder.claim("a", spec.trainer)
+    (tmp_path / "results/trials.csv").write_text("trial,state\nx,y\n")
+    with pytest.raises(ValueError, match=r"trials\.csv: damaged"):
+        folder.ended(record, spec.trainer, Outcome.COMPLETE, 1.0, 3)
+    (tmp_path / "results/runs.json").write_text("[")
+    with pytest.raises(ValueError, match=r"runs\.json: damaged"):
+        folder.claim("b", spec.trainer)
+
+
+@pytest.mark.slow
+def test_a_trial_logs_what_a_trial_under_ray_logs(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, run_cap=2, resources={"max_concurrent": 1})
+    swept, alone = tmp_path / "swept", tmp_path / "alone"
+    done = subprocess.run(
+        [sys.executable, "-m", "sweep.run", str(spec), "--results", str(swept)],
+        capture_output=True, text=True, env=environment(), timeout=LIMIT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in table(swept):
+        values = [f"--alpha={row['alpha']}", f"--base_lr={row['base_lr']}"]
+        subprocess.run(command(spec, "--results", str(alone), *values), env=environment(), check=True, timeout=LIMIT_S)
+    for there, here in zip(trial_folders(swept), trial_folders(alone), strict=True):
+        assert rows_of(here) == rows_of(there)
+        assert (here / "config.yaml").read_bytes() == (there / "config.yaml").read_bytes()
+    records = [sorted(read_history(results), key=lambda row: sorted(row.items())) for results in (swept, alone)]
+    assert records[0] == records[1]
+    runs = [read_summary(results) for results in (swept, alone)]
+    for content in runs:
+        content["summary"] = {
+            name: value
+            for name, value in content["summary"].items()
+            if not name.startswith("_") and name not in ("summary/total_time_seconds", "pictures/reconstruction")
+        }
+    assert runs[0]["summary"].keys() == runs[1]["summary"].keys()
+    for content in runs:  # which wandb gives each run itself
+        content["config"].pop("_wandb", None)
+    assert {key: runs[0][key] for key in ("config", "project", "tags", "exit_code")} == {
+        key: runs[1][key] for key in ("config", "project", "tags", "exit_code")
+    }
