@@ -31,6 +31,10 @@ SYNONYMS = {  # what others call our fields
     "img_size": "image_size",
     "stride": "frame_stride",
     "path": "root",
+    "val_loss": "eval/reference_loss",
+    "eval_loss": "eval/reference_loss",
+    "loss": "epoch/train_loss",
+    "train_loss": "epoch/train_loss",
 }
 
 

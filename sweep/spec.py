@@ -56,7 +56,7 @@ class SweepSpec(Block):
     """A sweep. Made by `load_spec`; every value in its space is one that TrainConfig takes."""
 
     name: Annotated[str, Field(max_length=100)]
-    """Name of the sweep and of its results folder."""
+    """Name of the sweep and of its results folder; of a free text, blanks and signs become dashes."""
     description: str | None = None
     """For people."""
     project: str = "tactile-sweep"
@@ -121,11 +121,13 @@ class SweepSpec(Block):
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"(?!\.)[A-Za-z0-9._-]+", name):
+        # W&B's names are free text; what cannot be in a folder's name becomes a dash
+        folder = re.sub(r"[^\w.-]+", "-", name).strip("-")
+        if not folder or folder.startswith(".") or set(name) & set("/\\"):
             raise ValueError(
                 f"{name!r} cannot name the results folder; use letters, digits, '.', '_' and '-', no '.' in front"
             )
-        return name
+        return folder
 
     @field_validator("parameters", mode="before")
     @classmethod

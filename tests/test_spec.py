@@ -68,6 +68,35 @@ parameters:
     assert spec.wandb_sweep_config() == yaml.safe_load(text) | {"name": "alpha_beta", "project": "tactile-sweep"}
 
 
+@pytest.mark.parametrize(
+    ("given", "folder"), [("My sweep (lr & alpha)", "My-sweep-lr-alpha"), ("触觉 alpha", "触觉-alpha"), ("a: b", "a-b")]
+)
+def test_a_free_text_of_wandb_names_a_folder(tmp_path, given, folder):
+    assert load(tmp_path, FULL, f"name={given!r}").name == folder
+
+
+def test_a_sweep_file_of_wandb_without_blocks_of_ours_is_a_spec(tmp_path):
+    text = """
+program: train.py
+name: From W&B's page
+method: bayes
+metric: {name: objective/value, goal: minimize, target: 0.1, impute: worst, impute_while_running: latest}
+parameters:
+  alpha: {min: 0.1, max: 0.9}
+  base_lr: {distribution: q_log_uniform_values, min: 1.0e-3, max: 0.06, q: 0.001}
+  clip_grad: {values: [null, 1.0]}
+  seed: {values: [1, 2, 3], probabilities: [0.2, 0.3, 0.5]}
+  data: {parameters: {frame_stride: {value: 2}}}
+early_terminate: {type: hyperband, s: 2, eta: 3, max_iter: 27, strict: true}
+run_cap: 3
+controller: {type: local}
+command: ["${env}", python3, "${program}", "${args}"]
+"""
+    spec = load(tmp_path, text)
+    assert (spec.name, spec.num_trials) == ("From-W-B-s-page", 3)
+    assert set(spec.space.parameters) == {"alpha", "base_lr", "clip_grad", "seed"}
+
+
 def test_overrides_change_the_spec_and_a_given_name_wins_over_the_files(tmp_path):
     spec = load(tmp_path, FULL, "name=other", "run_cap=3", "parameters.alpha.max=0.8", "trainer.epochs=12")
     assert (spec.name, spec.run_cap, spec.trainer.epochs) == ("other", 3, 12)
@@ -167,6 +196,9 @@ def test_given_presets_replace_the_default_ones():
         ({"metric": {"name": "eval/static_skil"}}, ["metric.name: 'eval/static_skil'", "did you mean 'eval/static_sk"]),
         ({"metric": {"name": "batch/loss_total"}}, ["not reported at epoch ends"]),
         ({"name": ".."}, ["'..' cannot name the results folder"]),
+        ({"metric": {"name": "val_loss"}}, ["did you mean 'eval/reference_loss'?"]),
+        ({"metric": {"name": "loss"}}, ["did you mean 'epoch/train_loss'?"]),
+        ({"name": "(!)"}, ["'(!)' cannot name the results folder"]),
         ({"name": "a/b"}, ["use letters, digits, '.', '_' and '-'"]),
         ({"name": "a" * 101}, ["at most 100 characters"]),
         ({"run_cap": 0}, ["run_cap = 0; must be greater than 0"]),
