@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.outcome import Outcome
@@ -107,13 +108,24 @@ def most_candidates(spec: SweepSpec) -> int:
     return min(spec.confirm.top_k, spec.num_trials) + len(named) + (equal is not None and not has_equal)
 
 
-def how_to_confirm(spec: SweepSpec) -> str:
-    """That the search's pick is not the answer yet, and what to do about it."""
-    if spec.confirm is not None:
+def how_to_confirm(spec: SweepSpec, single: Path | None = None) -> str:
+    """That the search's pick is not the answer yet, and what to do about it.
+
+    Args:
+        single: the folder, where its trials were run one by one (sweep/trials_folder.py) and no command goes on.
+    """
+    if spec.confirm is not None and single is None:
         return "picked by the search from one seed, not confirmed yet: the same command with --resume goes on"
     text = "picked by the search from one seed, not confirmed"
     if spec.metrics or spec.search.pbt is not None or "seed" in spec.parameters:
         return text  # these cannot be confirmed, see sweep/search_checks.py
     seeds = [seed for seed in range(1, SUGGESTED_SEEDS + 2) if seed != spec.trainer.seed][:SUGGESTED_SEEDS]
-    listed = ", ".join(map(str, seeds))
-    return f"{text}; to confirm: the same command with --set confirm='{{top_k: 2, seeds: [{listed}]}}' --resume"
+    setting = f"--set confirm='{{top_k: 2, seeds: [{', '.join(map(str, seeds))}]}}'"
+    if single is not None:
+        return f"{text}; to go on from there and confirm: python -m sweep.run SPEC {warm_started(single)} {setting}"
+    return f"{text}; to confirm: the same command with {setting} --resume"
+
+
+def warm_started(folder: Path) -> str:
+    """The option with which a sweep begins with what a results folder shows."""
+    return f"--set search.warm_start='[{folder}]'"

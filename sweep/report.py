@@ -93,7 +93,7 @@ def answer(results: SweepResults) -> str:
         if name in row:
             better = "better" if row[name] > 0 else "not better"
             sentences.append(f"With {name} {number(row[name])} it is {better} than {rival}.")
-    sentences.append(f"It is {how_to_confirm(results.spec)}.")
+    sentences.append(f"It is {how_to_confirm(results.spec, results.folder if results.single else None)}.")
     if conclusion is not None:
         sentences.append(conclusion.answer)
     return " ".join(sentences)

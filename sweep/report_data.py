@@ -13,7 +13,7 @@ from model.errors import UserError
 from model.sinks import Row, read_csv
 from sweep.conclusion import Conclusion
 from sweep.front import front_of
-from sweep.results import ResultsFolder, equal_weights
+from sweep.results import RUNS, ResultsFolder, equal_weights
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import Outcome, Record, best
 
@@ -42,6 +42,11 @@ class SweepResults:
     provenance: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     conclusion: Conclusion | None = None  # of the confirmation that the spec asks for
+
+    @property
+    def single(self) -> bool:
+        """Whether its trials were run one by one, by W&B's agents or by hand: then no command goes on with them."""
+        return (self.folder / RUNS).exists()
 
     @property
     def best(self) -> TrialResult | None:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from model.config import TrainConfig
 from model.errors import ConfigError, UserError
 from model.sinks import write_json
+from sweep.candidates import how_to_confirm
 from sweep.plan import first_trials
 from sweep.results import RUNS, ResultsFolder, TrialTable
 from sweep.scored import field_value
@@ -96,10 +97,7 @@ class TrialsFolder:
         from sweep.trial import config_text  # imports torch
 
         folder = self.results.path
-        head = (
-            "# one seed, not confirmed; a sweep that begins with what is known here, and confirms: python -m sweep.run "
-            f"SPEC --set search.warm_start='[{folder}]' --set confirm='{{top_k: 2, seeds: [1, 2, 3]}}'\n"
-        )
+        head = f"# {how_to_confirm(self._spec, folder)}\n"
         about = f"best of {folder.name} (trial {record.trial}, {self._spec.metric.name} {record.value:.6g})"
         self.results.write_best(head + config_text(config, about))
 
