@@ -249,15 +249,16 @@ class WandbSink(Sink):
         return bool(run["shouldStop"] or run["stopped"])
 
     def note_divergence(self, reason: str) -> None:
-        """In the run's summary the objective is NaN, in place of that of the last sound epoch, and `diverged` says why.
+        """The run's objective is NaN from here on, no longer that of its last sound epoch; `diverged` says why.
 
-        W&B would else sort and search by a value that the run does not have. A failure is warned of and never raised.
+        W&B, and who searches behind its agents, would else take it for a value that the run has. A failure is warned of
+        and never raised.
         """
         if self._run is not None:
             self._hand_over()
             with self._warned_once("that it diverged"):
-                # as wandb itself writes NaN in rows; of a NaN in a summary it makes null
-                self._run.summary.update({"objective/value": "NaN", "diverged": reason})
+                self._run.log({"objective/value": math.nan})
+                self._run.summary.update({"diverged": reason})
 
     def mark_preempting(self) -> None:
         """Tell W&B that this process is being taken away: a sweep hands the run out again after an exit code above 0.
