@@ -15,12 +15,12 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from sweep.pruning import MEDIAN_MIN_TRIALS, max_epochs
 from sweep.searcher import EPOCHS
 from sweep.spec import SweepSpec
 from sweep.study import SweepStudy
 
 CONTINUE, STOP = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP)
-MEDIAN_MIN_TRIALS = 3  # as in Ray's MedianStoppingRule: fewer running means make a poor median
 
 
 def make_scheduler(spec: SweepSpec, study: SweepStudy) -> TrialScheduler:
@@ -46,14 +46,6 @@ def make_scheduler(spec: SweepSpec, study: SweepStudy) -> TrialScheduler:
         )
     scheduler.replay(study)
     return scheduler
-
-
-def max_epochs(spec: SweepSpec) -> int:
-    """Epochs of the longest trial."""
-    searched = spec.space.parameters.get("epochs")
-    if searched is not None and searched.count is not None:
-        return int(max(searched.value_at(index) for index in range(searched.count)))
-    return spec.space.to_config(spec.trainer, {}).epochs
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from model.config import TrainConfig
 from model.errors import ConfigError, UserError
 from sweep.arguments import parse_parameters, read_parameter_file
 from sweep.outcome import Outcome
-from sweep.slots import devices_of, visible_devices
+from sweep.slots import SERVICE, SLOT, devices_of, visible_devices
 from sweep.spec import SweepSpec, load_spec
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sweep.trial import EpochReport, TrialRun
     from sweep.trials_folder import TrialsFolder
 
-SLOT, SERVICE = "TACTILE_SWEEP_SLOT", "TACTILE_SWEEP_WANDB_SERVICE"  # set by sweep/agents.py for its agents
+SAME_REQUEST_S = 10.0
 SHOW_EVERY_S = 1.0  # epochs may be short
 
 Values = dict[str, Any]
@@ -142,6 +142,7 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
         values=record.values,
         preset=record.preset,
         objective=spec.objective,
+        metrics=tuple(metric.name for metric in spec.objectives),
         wandb=spec.wandb,
         project=(agent.project if agent is not None else None) or spec.project,
         entity=(agent.entity if agent is not None else None) or spec.entity,
@@ -215,7 +216,7 @@ def _default_results(spec: SweepSpec, agent: AgentRun | None, beyond: Values) ->
 
 
 def _check_mode(spec: SweepSpec) -> None:
-    from sweep.wandb_sink import resolve_mode
+    from sweep.wandb_mode import resolve_mode
 
     mode, reason = resolve_mode(spec.wandb.mode)
     if mode != "online":
@@ -241,6 +242,8 @@ def _take_share(spec: SweepSpec) -> None:
 class Signals:
     """SIGTERM and SIGINT, kept until the trial has left a checkpoint. A second one ends the process at once.
 
+    SIGTERM again within SAME_REQUEST_S is the same request: an agent passes on what Slurm sent to all its processes.
+
     Attributes:
         training: there is something to keep; before that, a signal ends the process as usual.
         caught_one: the signal.
@@ -249,6 +252,7 @@ class Signals:
     def __init__(self) -> None:
         self.training = False
         self.caught_one: int | None = None
+        self._caught_at = 0.0
         self._before: dict[int, Any] = {}
 
     @contextmanager
@@ -266,7 +270,9 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.training and self.caught_one is None:
-            self.caught_one = number
+            self.caught_one, self._caught_at = number, time.monotonic()
+            return
+        if number == signal.SIGTERM == self.caught_one and time.monotonic() - self._caught_at < SAME_REQUEST_S:
             return
         self.caught_one = number
         self.die_of_it()

@@ -18,6 +18,9 @@ from pathlib import Path
 from model.errors import ConfigError
 from sweep.resources import Resources
 
+# set by the supervisor for its agents: the place of one on this machine, and the token of their shared W&B service
+SLOT, SERVICE = "TACTILE_SWEEP_SLOT", "TACTILE_SWEEP_WANDB_SERVICE"
+
 ROUNDING = 1e-9  # three shares of 1/3 are one GPU
 _CUDA_NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # in CUDA_VISIBLE_DEVICES; CUDA stops at the first other
 _CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")  # `quota period` or `max period`, of a container under cgroup v2

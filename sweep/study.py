@@ -112,7 +112,7 @@ class SweepStudy:
         self._seed = seed
         self._startup_trials = startup_trials
         self._several = len(goals) > 1
-        self._prior = [_frozen(place, trial, space, self._several) for place, trial in enumerate(prior)]
+        self._prior = [frozen_prior(place, trial, space, self._several) for place, trial in enumerate(prior)]
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         self._study = optuna.create_study(study_name=name, storage=storage, directions=goals, load_if_exists=True)
         if [direction.name.lower() for direction in self._study.directions] != list(goals):
@@ -289,7 +289,7 @@ def _last(trial: FrozenTrial) -> tuple[int, tuple[float, ...]]:
     return (max(steps), (steps[max(steps)],)) if steps else (-1, ())
 
 
-def _frozen(place: int, trial: Prior, space: Space, several: bool) -> FrozenTrial:
+def frozen_prior(place: int, trial: Prior, space: Space, several: bool) -> FrozenTrial:
     """A trial of an earlier sweep as samplers see it; its negative number is none of this study's."""
     complete = trial.outcome is Outcome.COMPLETE
     frozen = optuna.trial.create_trial(

@@ -17,7 +17,7 @@ from sweep.results import ResultsFolder, equal_weights
 from sweep.spec import SweepSpec
 from sweep.statistics import Estimate, smallest_shown
 from sweep.study import Outcome, Record
-from sweep.wandb_sink import resolve_mode
+from sweep.wandb_mode import resolve_mode
 
 SAMPLER_NAMES = {
     "auto": "Optuna (a Gaussian process, later TPE)",

@@ -66,6 +66,8 @@ class TrialJob(BaseModel):
     """The searched parameters of this trial, by dotted name."""
     preset: str | None = None
     objective: ObjectiveSettings = ObjectiveSettings()
+    metrics: tuple[str, ...] = ("objective/value",)
+    """What the sweep optimises."""
     wandb: WandbSettings = WandbSettings()
     project: str
     entity: str | None = None
@@ -202,7 +204,7 @@ class TrialRun:
             report = EpochReport(
                 epochs=self._trainer.epoch, metrics={"objective/value": math.nan}, diverged=f"{error}{last}"
             )
-            self._wandb.note_divergence(str(error))
+            self._wandb.note_divergence(self.job.metrics, str(error))
             self.close(exit_code=1)
             return report
         except Exception:
@@ -270,7 +272,7 @@ class TrialRun:
         finished, diverged = self._trainer.finished, self._objective.diverged
         paused = self._at_pause and not finished and diverged is None
         if diverged:
-            self._wandb.note_divergence(diverged)
+            self._wandb.note_divergence(self.job.metrics, diverged)
         if finished or diverged:
             self.close(exit_code=1 if diverged else 0)
         elif paused:

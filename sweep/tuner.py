@@ -130,6 +130,7 @@ def run_trials(
             "sweep_uid": sweep_uid,
             "results": str(folder.path),
             "objective": spec.objective.model_dump(mode="json"),
+            "metrics": [metric.name for metric in spec.objectives],
             "wandb": spec.wandb.model_dump(mode="json"),
             "project": spec.project,
             "entity": spec.entity,

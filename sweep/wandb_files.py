@@ -1,14 +1,18 @@
-"""What W&B's files of a run hold, read by wandb's own inspector, `wandb leet inspect`; wandb is not imported."""
+"""What W&B's files of a run hold, read by wandb's own inspector (`wandb leet inspect`); wandb is not imported."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from model.metrics import BATCH_STEP, EPOCH_STEP
 
@@ -16,6 +20,8 @@ INSPECT_LIMIT_S = 60.0
 # wandb's service writes a run's file behind the run's back: `finish` returns, and a killed worker is gone, before the
 # last rows are in it. A file without its last record is complete once nothing was written to it for QUIET_S.
 QUIET_S, WRITING_LIMIT_S = 2.0, 15.0
+UNREADABLE = "unreadable"
+STILL_WRITTEN_S = 60.0  # a part without an end that another machine wrote to within this time may go on
 
 
 def last_rows(folder: Path, run_id: str) -> tuple[int, int]:
@@ -55,15 +61,162 @@ def whole_records(file: Path) -> list[dict[str, Any]]:
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    return (record for line in _inspected(file)[0].splitlines() if (record := _object(line)))
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """One part of a run: what a `.wandb` file says of it. A run that was resumed has several.
+
+    Attributes:
+        started: when, in W&B's words; "" where the file does not say. They sort by time.
+        suffix: of parts that began in one second, the later one's number; 0 of the first.
+        ended: its last record is there.
+        readable: as a whole or in part.
+    """
+
+    file: Path
+    run_id: str
+    started: str
+    suffix: int
+    ended: bool
+    readable: bool
+
+    @property
+    def marker(self) -> Path:
+        """The file by which `wandb sync` knows that this part was uploaded."""
+        return self.file.with_suffix(".wandb.synced")
+
+    def is_written(self) -> bool:
+        """Whether a process of this machine still writes to it, or did so a moment ago."""
+        if self.ended:
+            return False
+        with suppress(OSError):
+            if abs(time.time() - self.file.stat().st_mtime) < STILL_WRITTEN_S:
+                return True
+        return self.file.resolve() in _open_files()
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run of W&B's that was recorded earlier, whole.
+
+    Attributes:
+        state: in W&B's words: finished, failed, crashed, killed, running, ...; or UNREADABLE.
+        config: without wandb's own keys.
+        summary: the last value of each metric, and what was put there.
+        read_rows: its history rows in order, as JSON has them, and what was lost of them; None where nothing was. A
+            run that was cut off has lost nothing: its state says so.
+    """
+
+    run_id: str
+    name: str
+    state: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    read_rows: Callable[[], tuple[Iterable[dict[str, Any]], str | None]]
+
+
+def recorded_runs(folder: Path) -> list[PastRun]:
+    """The runs whose files are in a folder `wandb/`, in the order in which they began; all parts of each as one."""
+    parts: dict[str, list[RunFile]] = {}
+    for part in run_files(folder):
+        parts.setdefault(part.run_id, []).append(part)
+    return [_past_run(own) for own in sorted(parts.values(), key=lambda own: (own[0].started, own[0].run_id))]
+
+
+def _past_run(parts: Sequence[RunFile]) -> PastRun:
+    heads = [head for part in parts if part.readable and (head := read_head(part.file))]
+    last = heads[-1] if heads else {}
+    code = last.get("exit_code")
+    state = "running" if parts[-1].is_written() else "crashed"
+    if code is not None:
+        state = "finished" if code == 0 else "failed"
+    if not any(part.readable for part in parts):
+        state = UNREADABLE
+    return PastRun(
+        run_id=parts[0].run_id,
+        name=last.get("name") or parts[0].run_id,
+        state=state,
+        config={name: value for name, value in last.get("config", {}).items() if name != "_wandb"},
+        summary=dict(last.get("summary", {})),
+        read_rows=lambda: _rows_of(parts),
+    )
+
+
+def _rows_of(parts: Sequence[RunFile]) -> tuple[list[dict[str, Any]], str | None]:
+    rows: list[dict[str, Any]] = []
+    lost = []
+    for part in parts:
+        text, complaints = _inspected(part.file)
+        records = [record for line in text.splitlines() if (record := _object(line))]
+        rows += [record["history"]["item"] for record in records if record.get("type") == "history"]
+        if "corrupt" in complaints or (not records and part.file.stat().st_size):
+            lost.append(str(part.file))
+    return rows, f"damaged, so that some of its rows are lost: {', '.join(lost)}" if lost else None
+
+
+def run_files(folder: Path, kinds: Sequence[str] = ("offline-run", "run")) -> list[RunFile]:
+    """The parts of all runs in a folder `wandb/`, or of the one run whose folder this is; by run, then by time.
+
+    Args:
+        kinds: how the names of the runs' folders begin.
+    """
+    files = [file for kind in kinds for file in folder.glob(f"{kind}-*/run-*.wandb")]
+    if folder.name.startswith(tuple(f"{kind}-" for kind in kinds)):
+        files += folder.glob("run-*.wandb")
+    return sorted(map(_run_file, files), key=lambda part: (part.run_id, part.started, part.suffix, part.file.name))
+
+
+def read_head(file: Path) -> dict[str, Any]:
+    """Run id, start, state, exit code, config and summary of one part; empty where nothing can be read."""
+    return _object(_inspected(file, "--summary")[0])
+
+
+def _run_file(file: Path) -> RunFile:
+    head = read_head(file)
+    run_id = file.stem.removeprefix("run-")
+    number = file.parent.name.rpartition(f"-{run_id}")[2].removeprefix("-")
+    return RunFile(
+        file=file,
+        run_id=run_id,
+        # the second is in the folder's name, too, in local time: of a file that was cut off in its head
+        started=(head.get("start_time") or "")[:19],
+        suffix=int(number) if number.isdecimal() else 0,
+        ended=head.get("exit_code") is not None,
+        readable=bool(head.get("run_id")),
+    )
+
+
+def _object(text: str) -> dict[str, Any]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSPECT_LIMIT_S, check=False)
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _open_files() -> set[Path]:
+    """Files that wandb's service processes of this user have open on this machine."""
+    found = set()
+    for process in psutil.process_iter(["name"]):
+        with suppress(psutil.Error, OSError):
+            if process.info["name"] == "wandb-core":
+                found |= {Path(entry.path).resolve() for entry in process.open_files()}
+    return found
+
+
+def _inspected(file: Path, *options: str) -> tuple[str, str]:
+    """What wandb's inspector says of a file, and what it complains of; both empty where it does not run."""
+    # its program itself: the command `wandb` takes a second to get there
+    package = util.find_spec("wandb")
+    assert package is not None
+    assert package.origin is not None
+    program = Path(package.origin).parent / "bin" / "wandb-core"
+    command = [str(program), "leet", "inspect", "--no-observability", "--json", *options]
+    command += ["--run-file", str(file), str(file.parent.parent)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=INSPECT_LIMIT_S, check=False)
     except (OSError, subprocess.SubprocessError):
-        return
-    for line in done.stdout.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
+        return "", ""
+    return done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")

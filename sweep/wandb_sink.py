@@ -7,19 +7,14 @@ imported when the first run starts (0.4 s), so that a driver which only asks `re
 
 from __future__ import annotations
 
-import configparser
 import logging
 import math
-import netrc
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +22,15 @@ from numpy.typing import NDArray
 from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
+from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
 from sweep.wandb_files import last_rows
+from sweep.wandb_mode import Mode, RequestedMode, resolve_mode
 from sweep.wandb_rate import ROWS_PER_MINUTE, RowBudget
 
-T = TypeVar("T")
-RequestedMode = Literal["auto", "online", "offline", "disabled"]
-Mode = Literal["online", "offline", "disabled"]
-
-DEFAULT_BASE_URL = "https://api.wandb.ai"
 RETRY_ONLINE_AFTER_S = 300.0  # after a failure, this long no trial of the process waits for the server again
 OFFLINE_INIT_LIMIT_S = 40.0  # wandb itself waits 30 s for its service process to start
 HELD_ROWS, HELD_S = 16, 2.0  # rows handed over together, and how long one waits for others
 ASK_LIMIT_S = 5.0  # for one question to the server; who is preempted has little time
-GRACE_S = 5.0  # wandb keeps its own time limits; after this much more we stop waiting for it
 
 PICTURE_STEP = "pictures/epoch"  # not `epoch`: a row that has it is an epoch's row
 # W&B's step axes; a name that is spelt out is not caught by the patterns
@@ -58,10 +49,6 @@ query RunStopped($entity: String, $project: String, $run: String!) {
 }
 """
 
-_OLD_MODE_NAMES = {"run": "online", "dryrun": "offline"}  # still taken by wandb in WANDB_MODE
-# Variables (their beginnings) that say which run or sweep this process belongs to. Inherited by Ray's workers, they
-# would merge the trials into one run (WANDB_RUN_ID) or make wandb ignore our id and project (WANDB_SWEEP_ID).
-_IDENTITY = ("WANDB_RUN", "WANDB_SWEEP", "WANDB_RESUME", "WANDB_FORK", "WANDB_LAUNCH", "WANDB_NAME", "WANDB_MODE")
 _FORBIDDEN = ":;,#?/'\\%"  # in ids and project names, by wandb or its web addresses
 
 _logger = logging.getLogger("sweep.wandb")
@@ -237,7 +224,7 @@ class WandbSink(Sink):
         """
         if not self.asked_to_stop and self.mode == "online" and self._run is not None:
             with suppress(Exception):
-                self.asked_to_stop = _bounded(self._stopped_on_server, ASK_LIMIT_S)
+                self.asked_to_stop = bounded(self._stopped_on_server, ASK_LIMIT_S)
         return self.asked_to_stop
 
     def _stopped_on_server(self) -> bool:
@@ -248,8 +235,8 @@ class WandbSink(Sink):
         run = answer["project"]["run"]
         return bool(run["shouldStop"] or run["stopped"])
 
-    def note_divergence(self, reason: str) -> None:
-        """The run's objective is NaN from here on, no longer that of its last sound epoch; `diverged` says why.
+    def note_divergence(self, metrics: Sequence[str], reason: str) -> None:
+        """These metrics are NaN from here on, no longer those of the last sound epoch; `diverged` says why.
 
         W&B, and who searches behind its agents, would else take it for a value that the run has. A failure is warned of
         and never raised.
@@ -257,7 +244,7 @@ class WandbSink(Sink):
         if self._run is not None:
             self._hand_over()
             with self._warned_once("that it diverged"):
-                self._run.log({"objective/value": math.nan})
+                self._run.log(dict.fromkeys(metrics, math.nan))
                 self._run.summary.update({"diverged": reason})
 
     def mark_preempting(self) -> None:
@@ -286,7 +273,7 @@ class WandbSink(Sink):
         if run is None:
             return
         try:
-            _bounded(lambda: run.finish(exit_code=exit_code), self._finish_timeout_s + GRACE_S)
+            bounded(lambda: run.finish(exit_code=exit_code), self._finish_timeout_s + GRACE_S)
         except Exception as error:
             folder = Path(run.dir).parent
             _warn("W&B run %s is not complete (%s). Upload the rest: wandb sync %s", self._identity, error, folder)
@@ -301,7 +288,7 @@ class WandbSink(Sink):
 
     def _start_online(self, config: dict[str, Any]) -> None:
         try:
-            self._run = _bounded(lambda: self._init("online", config), self._init_timeout_s + GRACE_S)
+            self._run = bounded(lambda: self._init("online", config), self._init_timeout_s + GRACE_S)
         except Exception as error:
             self.mode = "offline"
             WandbSink._offline_until_s = time.monotonic() + RETRY_ONLINE_AFTER_S
@@ -317,7 +304,7 @@ class WandbSink(Sink):
 
     def _start_offline(self, config: dict[str, Any]) -> None:
         def start() -> Any:
-            return _bounded(lambda: self._init("offline", config), OFFLINE_INIT_LIMIT_S)
+            return bounded(lambda: self._init("offline", config), OFFLINE_INIT_LIMIT_S)
 
         try:
             try:
@@ -366,7 +353,7 @@ class WandbSink(Sink):
             x_disable_meta=True,
             x_disable_machine_info=True,
         )
-        with _without_inherited_identity():
+        with without_inherited_identity():
             wandb.setup(wandb.Settings(silent=True, sagemaker_disable=True))  # wandb asks nothing when silent
             run = wandb.init(config=config, settings=settings)
         for axis in dict.fromkeys(STEP_AXES.values()):
@@ -378,107 +365,6 @@ class WandbSink(Sink):
     def _note_stop(self) -> None:
         # wandb's default interrupts the process, which may hold other trials' work
         self.asked_to_stop = True
-
-
-def resolve_mode(mode: RequestedMode) -> tuple[Mode, str]:
-    """What `mode` means here, and why (one line for the user). Asks nothing, starts nothing, uses no network.
-
-    auto follows WANDB_MODE, then the mode in wandb's settings files; where neither decides, it is online if there are
-    credentials for the server, else offline. online without credentials is offline too: wandb would ask for a key.
-
-    Raises:
-        ConfigError: an unknown mode.
-    """
-    if mode not in get_args(RequestedMode):
-        raise ConfigError(f"wandb.mode = {mode!r}; must be one of: {', '.join(get_args(RequestedMode))}.")
-    settings = _settings_files()
-    wanted, origin = _wanted(mode, settings)
-    if wanted in ("offline", "disabled"):
-        return wanted, f"{origin} says {wanted}"
-    base_url = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or DEFAULT_BASE_URL
-    host = base_url.rpartition("://")[2].partition("/")[0]
-    source = _credentials(host, settings)
-    if source:
-        return "online", f"{host}, with the credentials of {source}"
-    return "offline", f"no credentials for {host} (to go online: wandb login, or set WANDB_API_KEY)"
-
-
-def _wanted(mode: RequestedMode, settings: dict[str, str]) -> tuple[Mode | Literal["auto"], str]:
-    if mode != "auto":
-        return mode, "wandb.mode"
-    places = {"WANDB_MODE": os.environ.get("WANDB_MODE", ""), "wandb's settings file": settings.get("mode", "")}
-    for origin, value in places.items():
-        named = _OLD_MODE_NAMES.get(value, value)
-        if named in get_args(Mode):
-            return cast(Mode, named), origin
-    return "auto", ""
-
-
-def _settings_files() -> dict[str, str]:
-    """wandb's own settings: the user's file, then the one of this folder, which wins. Unreadable ones are empty."""
-    user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb", "settings")
-    here = Path(".wandb" if Path(".wandb").exists() else "wandb", "settings")
-    settings: dict[str, str] = {}
-    for path in (user, here):
-        with suppress(OSError, UnicodeDecodeError, configparser.Error, RuntimeError):  # RuntimeError: no home folder
-            parser = configparser.ConfigParser()
-            parser.read(path.expanduser(), encoding="utf-8")
-            settings.update(parser.items("default"))
-    return settings
-
-
-def _credentials(host: str, settings: dict[str, str]) -> str | None:
-    """Where credentials for the server are found, in the order in which wandb looks; None where there are none."""
-    for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
-        if os.environ.get(variable):
-            return variable
-    with suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError, RuntimeError):
-        path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-        entry = netrc.netrc(str(path)).authenticators(host)
-        if entry and entry[2]:
-            return str(path)
-    return "wandb's settings file" if settings.get("api_key") else None
-
-
-@contextmanager
-def _without_inherited_identity() -> Iterator[None]:
-    """Hide the variables that tie this process to a run or sweep from wandb, which reads them in setup and init."""
-    inherited = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_IDENTITY)}
-    # else wandb reports its own errors to the server, with its own time limits, at the end of the process
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        yield
-    finally:
-        os.environ.update(inherited)
-
-
-def reset_client() -> None:
-    """End wandb's service process, and with it this process's run; the next init starts a new one (0.2 s).
-
-    A service that several processes share goes on without this one.
-    """
-    import wandb
-
-    with suppress(Exception):
-        _bounded(wandb.teardown, GRACE_S)
-    os.environ.pop("WANDB_SERVICE", None)  # a service that others share would still hold the run's id
-
-
-def _bounded(call: Callable[[], T], limit_s: float) -> T:
-    """`call()` in a thread that is left behind after `limit_s`. Raises what the call raises, or TimeoutError."""
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # SystemExit too: wandb's teardown exits where its service ended badly
-            future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-
-    threading.Thread(target=work, name="wandb-bounded", daemon=True).start()
-    try:
-        return future.result(timeout=limit_s)
-    except TimeoutError as error:
-        raise TimeoutError(str(error) or f"no answer in {limit_s:.0f} s") from None
 
 
 def _warn(text: str, identity: RunIdentity, error: Exception, *details: object) -> None:

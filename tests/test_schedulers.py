@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialScheduler
 from rich.console import Console
 
+from sweep.pruning import max_epochs
 from sweep.results import ResultsFolder
 from sweep.run import run
-from sweep.schedulers import AshaKeepingPresets, MedianStopping, _named, make_scheduler, max_epochs
+from sweep.schedulers import AshaKeepingPresets, MedianStopping, _named, make_scheduler
 from sweep.searcher import DIVERGED, EPOCHS, FINISHED, StudySearcher
 from sweep.spec import SweepSpec
 from sweep.stopping import StopRules

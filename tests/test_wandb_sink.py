@@ -27,8 +27,11 @@ from model.errors import ConfigError
 from model.metrics import BATCH_NAMES, EPOCH_COLUMNS, Level
 from model.sinks import CsvSink, Event, read_csv
 from sweep import wandb_sink
+from sweep.wandb_client import reset_client
 from sweep.wandb_files import last_rows
-from sweep.wandb_sink import RunIdentity, WandbSink, resolve_mode
+from sweep.wandb_mode import resolve_mode
+from sweep.wandb_rate import ROWS_PER_MINUTE
+from sweep.wandb_sink import RunIdentity, WandbSink
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a key: 40 characters
 REPOSITORY = Path(__file__).parents[1]
@@ -70,15 +73,15 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _ended_service() -> Iterator[None]:
     yield
-    wandb_sink.reset_client()
+    reset_client()
 
 
 @pytest.fixture
 def fresh_client(bare_environment: None) -> Iterator[None]:
     """The client reads its environment once; before and after this test it starts anew."""
-    wandb_sink.reset_client()
+    reset_client()
     yield
-    wandb_sink.reset_client()
+    reset_client()
 
 
 @pytest.fixture
@@ -312,13 +315,15 @@ def test_auto_without_credentials_is_offline_and_says_how_to_go_online() -> None
 
 def test_auto_with_a_key_is_online_and_does_not_show_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert resolve_mode("auto") == ("online", "api.wandb.ai, with the credentials of WANDB_API_KEY")
+    assert resolve_mode("auto") == ("online", "api.forge.coreweave.com, with the credentials of WANDB_API_KEY")
 
 
 @pytest.mark.parametrize(
     ("machine", "base_url", "expected"),
     [
         ("api.wandb.ai", None, "online"),
+        ("api.forge.coreweave.com", None, "online"),
+        ("api.forge.coreweave.com", "https://api.wandb.ai", "online"),
         ("wandb.example.org", "https://wandb.example.org/", "online"),
         ("wandb.example.org:8080", "http://wandb.example.org:8080", "online"),
         ("api.wandb.ai", "https://wandb.example.org", "offline"),  # a key for another server
@@ -331,6 +336,15 @@ def test_auto_follows_the_netrc_entry_of_the_server(
     if base_url:
         monkeypatch.setenv("WANDB_BASE_URL", base_url)
     assert resolve_mode("auto")[0] == expected
+
+
+def test_auto_finds_what_wandb_login_has_written(tmp_path: Path) -> None:
+    from wandb.sdk.lib import urls
+    from wandb.sdk.lib.wbauth.wbnetrc import write_netrc_auth
+
+    write_netrc_auth(host=urls.DEFAULT_BASE_URL, api_key=KEY)
+    assert (tmp_path / "home" / ".netrc").exists()
+    assert resolve_mode("auto")[0] == "online"
 
 
 @pytest.mark.parametrize(
@@ -408,7 +422,8 @@ def test_a_terminal_sees_no_question_and_no_output(tmp_path: Path) -> None:
     trial = (
         "from pathlib import Path\n"
         "import sys\n"
-        "from sweep.wandb_sink import RunIdentity, WandbSink, resolve_mode\n"
+        "from sweep.wandb_mode import resolve_mode\n"
+        "from sweep.wandb_sink import RunIdentity, WandbSink\n"
         "resolve_mode('auto')\n"
         "assert 'wandb' not in sys.modules, 'resolving imports wandb'\n"
         "for mode in ('auto', 'online'):\n"
@@ -457,6 +472,74 @@ def test_a_resumed_online_run_goes_on_behind_its_earlier_rows(
         sink.close(exit_code)
     assert server.rows("trial_1") == [event.values for event in TWO_EPOCHS]
     assert server.exit_code == {"trial_1": 0}
+
+
+def test_a_fast_trainer_sends_no_more_rows_than_wandb_takes_and_says_so_once(
+    server: WandbDouble, start: Callable[..., WandbSink], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = [batch(number) for number in range(3000)]
+    events[1000:1000] = [epoch(0)]
+    events += [epoch(1), summary()]
+    sinks = [start(), CsvSink(tmp_path / "csv")]
+    for event in events:
+        for sink in sinks:
+            sink.log(event)
+    for sink in sinks:
+        sink.close(0)
+    rows = server.rows("trial_1")
+    sent = [row["batch/iteration"] for row in rows if "batch/iteration" in row]
+    assert 200 < len(rows) <= ROWS_PER_MINUTE
+    assert [row["epoch"] for row in rows if "epoch" in row] == [0, 1]
+    stride = 2 ** int(math.log2(3000 / len(sent)))
+    assert all(iteration % stride == 0 for iteration in sent if iteration > 1500)
+    assert len(read_csv(tmp_path / "csv" / "batch.csv")) == 3000
+    (warning,) = warnings_of(caplog)
+    assert f"({ROWS_PER_MINUTE} a minute)" in warning
+    assert server.summary["trial_1"]["rows_left_out"] == 3000 - len(sent)
+
+
+def test_an_offline_run_keeps_every_row(start: Callable[..., WandbSink], tmp_path: Path) -> None:
+    sink = start(mode="offline")
+    for number in range(1500):
+        sink.log(batch(number))
+    sink.close(0)
+    assert [row["batch/iteration"] for row in read_history(tmp_path)] == list(range(1500))
+
+
+def test_a_run_that_is_to_be_stopped_is_known_at_once_where_one_asks(
+    server: WandbDouble, start: Callable[..., WandbSink]
+) -> None:
+    sink = start()
+    sink.log(batch(0))
+    assert not sink.learn_whether_to_stop()
+    server.stop("trial_1")
+    assert sink.learn_whether_to_stop()
+    assert sink.asked_to_stop
+    sink.close(0)
+
+
+@pytest.mark.parametrize("behaviour", ["error", "hang", "gone"])
+def test_a_server_that_does_not_say_whether_to_stop_means_no_within_seconds(
+    server: WandbDouble, start: Callable[..., WandbSink], behaviour: Any
+) -> None:
+    sink = start(finish_timeout_s=1.0)
+    server.stop("trial_1")
+    if behaviour == "gone":
+        server.close()
+    else:
+        server.behaviour = behaviour
+    began = time.monotonic()
+    assert not sink.learn_whether_to_stop()
+    assert time.monotonic() - began < wandb_sink.ASK_LIMIT_S + 2
+    server.behaviour = "answer"
+    sink.close(0)
+
+
+def test_a_preempted_run_is_marked_so(server: WandbDouble, start: Callable[..., WandbSink]) -> None:
+    sink = start()
+    sink.mark_preempting()
+    sink.close(1)
+    assert server.state("trial_1") == "preempted"
 
 
 @pytest.mark.parametrize("behaviour", ["refuse_key", "error", "hang", "gone"])

@@ -1,18 +1,25 @@
-"""A stand-in for the W&B server on loopback: as much of its protocol as one client needs to log runs.
+"""A stand-in for the W&B server on loopback: its protocol as far as runs, sweeps and agents of the real client need it.
 
-Run it as a context manager; point the client at `url`. `behaviour` may be changed while it runs.
+Run it as a context manager; point the client at `url` (WANDB_BASE_URL). `behaviour` may be changed while it runs.
+What it keeps of runs is in double_runs.py, of sweeps and agents in double_sweeps.py. Subclasses add GraphQL operations
+as methods `on_<operation>(variables)`.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import socket
 import threading
-from collections import defaultdict
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
 
-Behaviour = Literal["answer", "refuse_key", "error", "hang"]
-STATUS = {"answer": 200, "refuse_key": 401, "error": 500}
+from double_sweeps import SweepServer
+
+Behaviour = Literal["answer", "refuse_key", "error", "rate_limit", "hang"]
+STATUS = {"answer": 200, "refuse_key": 401, "error": 500, "rate_limit": 429}
+RETRY_AFTER_S = 1
 
 
 class _Server(ThreadingHTTPServer):
@@ -23,39 +30,57 @@ class _Server(ThreadingHTTPServer):
         """Silent: clients part without goodbye when their process ends."""
 
 
-class WandbDouble:
-    """Remembers what clients sent, by run id.
+class WandbDouble(SweepServer):
+    """Remembers what clients sent; see RunServer and SweepServer.
 
     Attributes:
-        behaviour: how requests are met: answered, 401, 500, or accepted and never answered.
-        history: rows as the client numbered them: a resumed run goes on behind its earlier rows.
-        run: the variables of the last request that created or changed the run.
-        exit_code: present once the run has finished.
+        behaviour: how requests are met: answered, 401, 500, 429, or accepted and not answered until it changes.
+        behaviour_of: the same for some requests only: by GraphQL operation, or file_stream or upload.
+        requests: how many came, answered or not.
+        authorized: how many of them came with credentials.
+        bodies: what was sent, but for the credentials, in order.
     """
 
     def __init__(self, behaviour: Behaviour = "answer") -> None:
-        self.behaviour = behaviour
-        self.history: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-        self.run: dict[str, dict[str, Any]] = {}
-        self.exit_code: dict[str, int] = {}
+        super().__init__()
+        self.behaviour: Behaviour = behaviour
+        self.behaviour_of: dict[str, Behaviour] = {}
         self.requests = 0
+        self.authorized = 0
+        self.bodies: list[bytes] = []
         self._stopped = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server: _Server | None = _Server(("127.0.0.1", 0), self._handler())
+        self._port = self._server.server_port
+        self._connections: set[socket.socket] = set()
+        self.url = f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self._serve()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()  # lets go of the hanging requests
-        self._server.shutdown()
-        self._server.server_close()
+        self.close()
 
-    def rows(self, run_id: str) -> list[dict[str, Any]]:
-        """History rows of a run in order, without the client's own `_...` columns."""
-        rows = sorted(self.history[run_id].items())
-        return [{name: value for name, value in row.items() if not name.startswith("_")} for _, row in rows]
+    def close(self) -> None:
+        """Be gone: nobody listens at the port, and open connections are cut."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.shutdown()
+        server.server_close()
+        for connection in list(self._connections):
+            with suppress(OSError):  # the client was faster
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def reopen(self) -> None:
+        """Be back at the same port, with all that was kept."""
+        self._server = _Server(("127.0.0.1", self._port), self._handler())
+        self._serve()
+
+    def _serve(self) -> None:
+        assert self._server is not None
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         double = self
@@ -63,16 +88,29 @@ class WandbDouble:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                super().setup()
+                double._connections.add(self.connection)
+
+            def finish(self) -> None:
+                double._connections.discard(self.connection)
+                super().finish()
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                double.requests += 1
-                if double.behaviour == "hang":
-                    double._stopped.wait()
+                with double.lock:
+                    double.requests += 1
+                    double.authorized += "authorization" in self.headers
+                    double.bodies.append(body)
+                kind = double._kind(self.path, body)
+                if double._behaviour(kind) == "hang":
+                    while double._behaviour(kind) == "hang" and not double._stopped.wait(0.05):
+                        pass
                     self.close_connection = True
                     return
-                status = STATUS[double.behaviour]
-                answer = double._answer(self.path, body) if status == 200 else {}
-                self._send(status, json.dumps(answer).encode())
+                status = STATUS[double._behaviour(kind)]
+                content = double._content(kind, self.path, body) if status == 200 else {}
+                self._send(status, json.dumps(content).encode())
 
             do_GET = do_PUT = do_POST
 
@@ -80,6 +118,8 @@ class WandbDouble:
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(content)))
+                if status == 429:
+                    self.send_header("retry-after", str(RETRY_AFTER_S))
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -88,54 +128,23 @@ class WandbDouble:
 
         return Handler
 
-    def _answer(self, path: str, body: bytes) -> dict[str, Any]:
+    def _behaviour(self, kind: str) -> Behaviour:
+        return self.behaviour_of.get(kind, self.behaviour)
+
+    @staticmethod
+    def _kind(path: str, body: bytes) -> str:
+        """A GraphQL operation's name, file_stream, or upload."""
         if path.endswith("/graphql"):
             request = json.loads(body)
-            return {"data": self._graphql(request["operationName"], request["variables"])}
-        if path.endswith("/file_stream"):
-            self._stream(path.split("/")[-2], json.loads(body))
+            named = re.search(r"(?:query|mutation)\s+(\w+)", request.get("query") or "")
+            return request.get("operationName") or (named[1] if named else "unnamed")
+        return "file_stream" if path.endswith("/file_stream") else "upload"
+
+    def _content(self, kind: str, path: str, body: bytes) -> dict[str, Any]:
+        if path.endswith("/graphql"):
+            with self.lock:
+                return {"data": self.answer(kind, json.loads(body).get("variables") or {})}
+        if kind == "file_stream":
+            with self.lock:
+                return self.stream(path.split("/")[-2], json.loads(body))
         return {}  # uploads of files
-
-    def _graphql(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
-        if operation == "RunResumeStatus":
-            return {"model": self._resume_status(variables["name"])}
-        if operation == "UpsertBucket":
-            run_id = variables["name"]
-            inserted = run_id not in self.run
-            self.run[run_id] = {**self.run.get(run_id, {}), **{k: v for k, v in variables.items() if v is not None}}
-            project = {"id": "project", "name": variables.get("project") or "p", "entity": {"id": "e", "name": "me"}}
-            bucket = {"id": f"id-{run_id}", "name": run_id, "displayName": run_id, "project": project}
-            return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
-        if operation == "CreateRunFiles":
-            files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
-            return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
-        return {}
-
-    def _resume_status(self, run_id: str) -> dict[str, Any] | None:
-        if run_id not in self.run:
-            return None
-        rows = self.history[run_id]
-        tail = [json.dumps(rows[max(rows)])] if rows else []
-        bucket = {
-            "id": f"id-{run_id}",
-            "name": run_id,
-            "displayName": run_id,
-            "summaryMetrics": "{}",
-            "logLineCount": 0,
-            "historyLineCount": len(rows),
-            "eventsLineCount": 0,
-            "historyTail": json.dumps(tail),
-            "eventsTail": "[]",
-            "config": "{}",
-            "tags": [],
-            "wandbConfig": '{"t": 1}',
-        }
-        return {"id": "project", "name": "p", "entity": {"id": "e", "name": "me"}, "bucket": bucket}
-
-    def _stream(self, run_id: str, content: dict[str, Any]) -> None:
-        history = (content.get("files") or {}).get("wandb-history.jsonl")
-        if history:
-            for line, text in enumerate(history["content"], start=history["offset"]):
-                self.history[run_id][line] = json.loads(text)
-        if content.get("complete"):
-            self.exit_code[run_id] = content["exitcode"]
