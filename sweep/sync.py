@@ -2,7 +2,8 @@
 
     python -m sweep.sync results/alpha_beta results/*-trials
 
-`wandb sync` does the work. This adds what it lacks: the parts of a resumed run go one after the other, in the order in
+Of an online run whose server was gone before its end, the rest is sent. `wandb sync` does the work for offline ones.
+This adds what it lacks: the parts of a resumed run go one after the other, in the order in
 which they began, also where two began in one second; a run that is still written to is left for later; and where
 `wandb sync` exits with 0 and marks a run as synced whose rows never arrived, this calls it failed, and the next sync
 tries it again. Uploaded runs are marked by wandb's own `.synced` files, so a repetition takes only the others.
@@ -163,18 +164,29 @@ def _waiting(folders: Iterable[Path]) -> tuple[list[Upload], int, list[Upload]]:
     before = 0
     for folder in folders:
         runs: dict[str, list[RunFile]] = {}
-        for part in run_files(folder / "wandb", kinds=("offline-run",)):
+        for part in run_files(folder / "wandb"):
             runs.setdefault(part.run_id, []).append(part)
         for run_id, parts in runs.items():
             # a run that was killed before its first row leaves an empty file
-            left = [part for part in parts if not part.marker.exists() and part.file.stat().st_size]
+            left = [part for part in _lacking(parts) if not part.marker.exists() and part.file.stat().st_size]
             if not left:
-                before += 1
+                before += any(not part.online for part in parts)
             elif parts[-1].is_written():  # an earlier part is not: the run went on in a later one
                 later.append(Upload(folder, run_id, left))
             else:
                 uploads.append(Upload(folder, run_id, left))
     return uploads, before, later
+
+
+def _lacking(parts: Sequence[RunFile]) -> Iterator[RunFile]:
+    """The parts that W&B may not have: offline ones, and online ones that the server did not get to their end.
+
+    An online part that was cut off is no matter where the run went on online: that part has sent what was missing.
+    """
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        lacks = part.unsent.exists() or not part.ended
+        if not part.online or (lacks and (following is None or not following.online)):
+            yield part
 
 
 def _environment() -> dict[str, str]:
@@ -219,6 +231,12 @@ def _upload_all(uploads: Sequence[Upload], environment: dict[str, str]) -> None:
     """Upload the first missing parts of all runs, then the second ones, ...: a part needs the rows before it."""
     for number in range(max(len(upload.parts) for upload in uploads)):
         wave = [upload for upload in uploads if len(upload.parts) > number and upload.problem is None]
+        online = [upload for upload in wave if upload.parts[number].online]
+        for upload in online:
+            _upload_rest(upload)
+            if upload.problem is not None or upload.done == len(upload.parts):
+                _tell(upload)
+        wave = [upload for upload in wave if upload not in online]
         whole = [upload for upload in wave if upload.parts[number].ended]
         groups = [whole[begin : begin + AT_ONCE] for begin in range(0, len(whole), AT_ONCE)]
         # a file that cannot be read to its end ends the whole `wandb sync`, and its error does not name it
@@ -228,6 +246,21 @@ def _upload_all(uploads: Sequence[Upload], environment: dict[str, str]) -> None:
             for upload in group:
                 if upload.problem is not None or upload.done == len(upload.parts):
                     _tell(upload)
+
+
+def _upload_rest(upload: Upload) -> None:
+    """Send what W&B lacks of the next part, an online one; notes what went wrong."""
+    from sweep.wandb_rest import send_rest
+
+    part = upload.parts[upload.done]
+    try:
+        send_rest(part)
+    except UserError as error:
+        upload.problem = _brief(str(error))
+        return
+    part.unsent.unlink(missing_ok=True)
+    part.marker.touch()
+    upload.done += 1
 
 
 def _tell(upload: Upload) -> None:

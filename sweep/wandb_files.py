@@ -20,23 +20,28 @@ INSPECT_LIMIT_S = 60.0
 # wandb's service writes a run's file behind the run's back: `finish` returns, and a killed worker is gone, before the
 # last rows are in it. A file without its last record is complete once nothing was written to it for QUIET_S.
 QUIET_S, WRITING_LIMIT_S = 2.0, 15.0
+KINDS = OFFLINE, ONLINE = "offline-run", "run"  # how the name of a run's folder begins
 UNREADABLE = "unreadable"
 STILL_WRITTEN_S = 60.0  # a part without an end that another machine wrote to within this time may go on
 
 
-def last_rows(folder: Path, run_id: str) -> tuple[int, int]:
+def last_rows(folder: Path, run_id: str, kinds: Sequence[str] = KINDS) -> tuple[int, int]:
     """(batch/iteration, epoch) of the last rows in all parts of a run below `folder`/wandb; -1 where there is none.
 
     A part that was cut off by a kill counts as far as it can be read. Waits for a part that is still being written.
+
+    Args:
+        kinds: of the parts that count: how the names of their folders begin.
     """
     iteration = epoch = -1
-    # two parts that start in the same second: the later one's folder ends with -1
-    for file in sorted(folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")):
-        for record in whole_records(file):
-            if record.get("type") == "history":
-                item = record["history"]["item"]
-                iteration = max(iteration, int(item.get(BATCH_STEP, -1)))
-                epoch = max(epoch, int(item.get(EPOCH_STEP, -1)))
+    for kind in kinds:
+        # two parts that start in the same second: the later one's folder ends with -1
+        for file in sorted(folder.glob(f"wandb/{kind}-*-{run_id}*/run-{run_id}.wandb")):
+            for record in whole_records(file):
+                if record.get("type") == "history":
+                    item = record["history"]["item"]
+                    iteration = max(iteration, int(item.get(BATCH_STEP, -1)))
+                    epoch = max(epoch, int(item.get(EPOCH_STEP, -1)))
     return iteration, epoch
 
 
@@ -64,6 +69,11 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     return (record for line in _inspected(file)[0].splitlines() if (record := _object(line)))
 
 
+def unsent_marker(run_folder: Path) -> Path:
+    """Of an online run's folder below `wandb/`: is there while the server lacks some of the run."""
+    return run_folder / "unsent"
+
+
 @dataclass(frozen=True)
 class RunFile:
     """One part of a run: what a `.wandb` file says of it. A run that was resumed has several.
@@ -86,6 +96,16 @@ class RunFile:
     def marker(self) -> Path:
         """The file by which `wandb sync` knows that this part was uploaded."""
         return self.file.with_suffix(".wandb.synced")
+
+    @property
+    def online(self) -> bool:
+        """Whether it was recorded online: W&B has its rows, all but some at most."""
+        return not self.file.parent.name.startswith(OFFLINE)
+
+    @property
+    def unsent(self) -> Path:
+        """The file that says that the server did not get all of an online part."""
+        return unsent_marker(self.file.parent)
 
     def is_written(self) -> bool:
         """Whether a process of this machine still writes to it, or did so a moment ago."""
@@ -156,7 +176,7 @@ def _rows_of(parts: Sequence[RunFile]) -> tuple[list[dict[str, Any]], str | None
     return rows, f"damaged, so that some of its rows are lost: {', '.join(lost)}" if lost else None
 
 
-def run_files(folder: Path, kinds: Sequence[str] = ("offline-run", "run")) -> list[RunFile]:
+def run_files(folder: Path, kinds: Sequence[str] = KINDS) -> list[RunFile]:
     """The parts of all runs in a folder `wandb/`, or of the one run whose folder this is; by run, then by time.
 
     Args:

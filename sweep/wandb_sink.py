@@ -23,7 +23,7 @@ from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
 from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
-from sweep.wandb_files import last_rows
+from sweep.wandb_files import KINDS, OFFLINE, last_rows, unsent_marker
 from sweep.wandb_mode import Mode, RequestedMode, resolve_mode
 from sweep.wandb_rate import ROWS_PER_MINUTE, RowBudget
 
@@ -147,7 +147,9 @@ class WandbSink(Sink):
         if self.mode == "online" and time.monotonic() < WandbSink._offline_until_s:
             self.mode = "offline"
         if resumed and self.mode != "disabled":
-            self._held = last_rows(identity.folder, identity.id)
+            # of what an online part has on disk the server may lack some; it is asked when the run is open
+            kinds = (OFFLINE,) if self.mode == "online" else KINDS
+            self._held = last_rows(identity.folder, identity.id, kinds)
         if self.mode == "online":
             self._start_online(config)
         self._budget = RowBudget() if self.mode == "online" else None  # `wandb sync` keeps to the server's rates itself
@@ -275,8 +277,16 @@ class WandbSink(Sink):
         try:
             bounded(lambda: run.finish(exit_code=exit_code), self._finish_timeout_s + GRACE_S)
         except Exception as error:
-            folder = Path(run.dir).parent
-            _warn("W&B run %s is not complete (%s). Upload the rest: wandb sync %s", self._identity, error, folder)
+            with suppress(OSError):
+                if self.mode == "online":
+                    unsent_marker(Path(run.dir).parent).touch()
+            folder = self._identity.folder
+            _warn(
+                "W&B run %s is not complete (%s). Upload the rest: python -m sweep.sync %s",
+                self._identity,
+                error,
+                folder,
+            )
 
     def _is_repeated(self, event: Event) -> bool:
         if event.level is Level.SUMMARY:
@@ -292,8 +302,10 @@ class WandbSink(Sink):
         except Exception as error:
             self.mode = "offline"
             WandbSink._offline_until_s = time.monotonic() + RETRY_ONLINE_AFTER_S
-            folder = self._identity.folder / "wandb" / f"offline-run-*-{self._identity.id}*"
-            _warn("W&B run %s goes offline (%s). Upload it later: wandb sync %s", self._identity, error, folder)
+            folder = self._identity.folder
+            _warn(
+                "W&B run %s goes offline (%s). Upload it later: python -m sweep.sync %s", self._identity, error, folder
+            )
             reset_client()  # the failed run holds its id, and a second init with that id would never return
 
         else:

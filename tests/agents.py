@@ -26,17 +26,17 @@ LIMIT_S = 150.0  # of anything that is waited for: the machine may be busy
 # W&B's agent waits 5 s between two heartbeats; nothing else of it is changed
 AGENT = "from wandb.wandb_agent import Agent; Agent.POLL_INTERVAL = 0.3; from wandb.cli.cli import cli; cli()"
 
-# 100 epochs of 2 updates, some seconds: time for what happens in the middle of a run, and few enough rows to keep all
+# 200 epochs of 1 update, some seconds: time for what happens in the middle of a run, and few enough rows to keep all
 LONG: dict[str, Any] = {
     "data": {
         "image_size": 32,
-        "eval_clips": 16,
-        "clips_per_epoch": 16,
+        "eval_clips": 40,
+        "clips_per_epoch": 8,
         "synthetic": {"sequences": 12, "frames": 8},
     },
     "encoder": {"width": 96, "depth": 2, "heads": 2, "patch_size": 4},
     "decoder": {"width": 96, "depth": 1, "heads": 2},
-    "epochs": 100,
+    "epochs": 200,
     "batch_size": 8,
     "base_lr": 0.03,
     "device": "cpu",

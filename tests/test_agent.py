@@ -373,13 +373,13 @@ def test_hyperband_stops_a_bad_run_by_its_epochs(place):
     rule = {"type": "hyperband", "min_iter": 8, "eta": 3}
     place.double.hand_out(grid(alpha=[0.3], base_lr=[0.03]) + grid(alpha=[0.3], base_lr=[1e-6]))
     parameters = {"alpha": {"min": 0.1, "max": 0.9}, "base_lr": {"min": 1e-6, "max": 0.1}}
-    spec = place.write_spec(parameters=parameters, trainer=LONG | {"epochs": 100}, search={}, early_terminate=rule)
+    spec = place.write_spec(parameters=parameters, trainer=LONG, search={}, early_terminate=rule)
     sweep_id = place.create(spec)
     assert ended(place.start_agent(sweep_id), place) == 0
     good, bad = place.double.sweeps[sweep_id].runs
     assert place.double.stopped == {bad}
-    assert epochs_of(place, good) == 100
-    assert 8 <= epochs_of(place, bad) < 100
+    assert epochs_of(place, good) == LONG["epochs"]
+    assert 8 <= epochs_of(place, bad) < LONG["epochs"]
     assert place.double.exit_code == {good: 0, bad: 0}
     assert [row[1] for row in read_csv_texts(place.results(sweep_id) / "trials.csv")] == ["complete", "pruned"]
 
@@ -435,23 +435,22 @@ def csv_epochs(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_training_goes_on_while_the_server_fails_and_all_rows_arrive_once_it_is_back(place):
-    # by default wandb may wait a minute before it tries again: the run would be over
+@pytest.mark.parametrize("behaviour", ["error", "rate_limit", "hang", "gone"])
+def test_training_goes_on_while_the_server_fails_and_all_rows_arrive_once_it_is_back(place, behaviour):
+    # by default wandb may wait a minute before it tries again
     place.environment["WANDB__FILE_STREAM_RETRY_WAIT_MAX_SECONDS"] = "2"
-    sweep_id, results = long_sweep(place, trainer=LONG | {"epochs": 160})
+    sweep_id, results = long_sweep(place)
     run_id = f"{sweep_id}-run0"
     process = place.start_agent(sweep_id)
-    for behaviour in ("error", "rate_limit", "hang", "gone"):
-        known = epochs_of(place, run_id)
-        wait_until(lambda known=known: epochs_of(place, run_id) > known, f"rows arrive before {behaviour}", place)
-        fail(place.double, behaviour)
-        folder, arrived = trial_of(results, run_id), epochs_of(place, run_id)
-        done = csv_epochs(folder)
-        wait_until(lambda folder=folder, done=done: csv_epochs(folder) > done + 20, "training goes on", place)
-        assert epochs_of(place, run_id) <= max(arrived, done) + 5  # what was under way
-        mend(place.double, behaviour)
+    wait_until(lambda: epochs_of(place, run_id) > 5, "the run trains", place)
+    fail(place.double, behaviour)
+    folder, arrived = trial_of(results, run_id), epochs_of(place, run_id)
+    failed_at = csv_epochs(folder)
+    wait_until(lambda: csv_epochs(folder) > failed_at + 30, "training goes on", place)
+    assert epochs_of(place, run_id) <= max(arrived, failed_at) + 5  # what was under way
+    mend(place.double, behaviour)
     assert ended(process, place) == 0
-    assert csv_epochs(folder) == 160
+    assert csv_epochs(folder) == LONG["epochs"]
     assert rows_of(place, run_id) == csv_rows(folder)
     assert place.double.state(run_id) == "finished"
     assert place.double.sweeps[sweep_id].handed_out == [run_id]
@@ -473,12 +472,8 @@ def test_a_run_that_outlives_the_server_is_whole_on_disk_and_synced_later(place,
     assert ended(process, place) == 0
     assert csv_epochs(folder) == LONG["epochs"]
 
-    (run_folder,) = (results / "wandb").glob(f"run-*-{run_id}")
-    synced = place.run("-m", "wandb", "sync", "--no-skip-online", str(run_folder))
+    synced = place.run("-m", "sweep.sync", str(results))
     assert synced.returncode == 0, synced.stderr
-    # wandb sends the rows that had arrived once more, with the steps that they had
-    history = place.double.history[run_id]
-    place.double.history[run_id] = {row["_step"]: row for row in history.values()}
     assert rows_of(place, run_id) == csv_rows(folder)
     assert place.double.sweep_of(run_id) == sweep_id
     assert place.double.group(run_id) == "tiny"

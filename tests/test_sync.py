@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -421,6 +422,40 @@ def test_runs_that_were_online_need_no_upload(
     assert sync.main([str(results)]) == 0
     assert capsys.readouterr().out == "no offline runs to upload\n"
     assert len(server.rows("online")) == 1
+
+
+def test_of_an_online_run_that_outlived_its_server_the_rest_is_sent_once(
+    results: Path, server: WandbDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identity = RunIdentity("online", "n", "s", "tactile", None, results, tags=("equal-weights",), sweep_id="sweep1")
+    sink = WandbSink(identity, {"alpha": 0.3}, "online", 10.0, finish_timeout_s=1.0)
+    csv = CsvSink(results / "online")
+    for place, event in enumerate([*TWO_EPOCHS, batch(4, **{"batch/loss_total": math.nan}), SUMMARY]):
+        if place == 3:
+            give_up = time.monotonic() + 60
+            while len(server.rows("online")) < 3:
+                assert time.monotonic() < give_up
+                time.sleep(0.1)
+            server.close()
+        sink.log(event)
+        csv.log(event)
+    sink.close(0)
+    csv.close(0)
+    reset_client()
+    assert sync.main([str(results)]) == 1
+    assert "is not ready" in capsys.readouterr().err
+    server.reopen()
+    assert len(server.rows("online")) == 3
+    assert sync.main([str(results)]) == 0
+    assert capsys.readouterr().out == f"{results}: run online: uploaded\n1 uploaded\n"
+    check_rows(server, "online", results)
+    assert server.state("online") == "finished"
+    assert server.summary["online"]["summary/best_loss"] == 1 / 3
+    assert (server.group("online"), server.sweep_of("online"), server.config("online")["alpha"]) == ("s", "sweep1", 0.3)
+    assert len(list(results.glob("wandb/*run-*"))) == 1
+    assert sync.main([str(results)]) == 0
+    assert capsys.readouterr().out == "no offline runs to upload\n"
+    check_rows(server, "online", results)
 
 
 def test_no_process_is_left_behind(record: Callable[..., None], results: Path, server: WandbDouble) -> None:

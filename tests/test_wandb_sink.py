@@ -102,6 +102,13 @@ def start(tmp_path: Path) -> Callable[..., WandbSink]:
     return start_sink
 
 
+def wait_for_rows(server: WandbDouble, run_id: str, count: int) -> None:
+    give_up = time.monotonic() + 60
+    while len(server.rows(run_id)) < count:
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "sweep.wandb"]
 
@@ -540,6 +547,30 @@ def test_a_preempted_run_is_marked_so(server: WandbDouble, start: Callable[..., 
     sink.mark_preempting()
     sink.close(1)
     assert server.state("trial_1") == "preempted"
+
+
+def test_a_resumed_online_run_sends_what_the_server_did_not_get(
+    server: WandbDouble, start: Callable[..., WandbSink], tmp_path: Path
+) -> None:
+    events = [batch(number) for number in range(12)]
+    first = start(finish_timeout_s=1.0)
+    for event in events[:5]:
+        first.log(event)
+    first.log(epoch(0))
+    wait_for_rows(server, "trial_1", 6)
+    server.close()
+    for event in events[5:9]:
+        first.log(event)
+    first.close(1)
+    (folder,) = tmp_path.glob("wandb/run-*-trial_1")
+    assert (folder / "unsent").exists()
+    reset_client()  # the service of the first part dies with its process
+    server.reopen()
+    second = start(resumed=True)
+    for event in [*events[:5], epoch(0), *events[5:]]:  # as a resumed trial does: all that it has, then what is new
+        second.log(event)
+    second.close(0)
+    assert [row.get("batch/iteration") for row in server.rows("trial_1")] == [0, 1, 2, 3, 4, None, *range(5, 12)]
 
 
 @pytest.mark.parametrize("behaviour", ["refuse_key", "error", "hang", "gone"])
