@@ -31,7 +31,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from model.errors import UserError
-from sweep.wandb_files import RunFile, run_files
+from sweep.wandb_files import BROKEN_STREAM, RunFile, run_files
 from sweep.wandb_mode import DEFAULT_BASE_URL, resolve_mode, settings_files
 
 AT_ONCE = 40  # parts for one `wandb sync`, which uploads 5 at a time
@@ -49,8 +49,8 @@ PATIENCE = {
 }
 # what this process itself belongs to is no business of the runs that are uploaded
 FOREIGN = ("WANDB_RUN", "WANDB_SWEEP", "WANDB_RESUME", "WANDB_NAME", "WANDB_MODE", "WANDB_SERVICE", "WANDB_PROJECT")
-# in wandb's log: rows did not arrive; the file cannot be read further, what came before has arrived
-BROKEN_STREAM, UNREADABLE = "filestream: fatal error", "transactionlog: error getting next record"
+# in wandb's log: the file cannot be read further, what came before has arrived
+UNREADABLE = "transactionlog: error getting next record"
 
 
 class NotReadyError(UserError):

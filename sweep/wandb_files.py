@@ -22,6 +22,7 @@ INSPECT_LIMIT_S = 60.0
 QUIET_S, WRITING_LIMIT_S = 2.0, 15.0
 KINDS = OFFLINE, ONLINE = "offline-run", "run"  # how the name of a run's folder begins
 UNREADABLE = "unreadable"
+BROKEN_STREAM = "filestream: fatal error"  # in wandb's log: rows did not arrive
 STILL_WRITTEN_S = 60.0  # a part without an end that another machine wrote to within this time may go on
 
 
@@ -67,6 +68,16 @@ def whole_records(file: Path) -> list[dict[str, Any]]:
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     return (record for line in _inspected(file)[0].splitlines() if (record := _object(line)))
+
+
+def broken_stream(run_folder: Path) -> str | None:
+    """Why the rows of an online run no longer went to the server, of wandb's log; `finish` does not tell."""
+    with suppress(OSError):
+        log = (run_folder / "logs" / "debug-internal.log").read_text(encoding="utf-8", errors="replace")
+        for line in log.splitlines():
+            if BROKEN_STREAM in line:
+                return str(_object(line).get("msg", BROKEN_STREAM))
+    return None
 
 
 def unsent_marker(run_folder: Path) -> Path:

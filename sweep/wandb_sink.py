@@ -23,7 +23,7 @@ from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
 from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
-from sweep.wandb_files import KINDS, OFFLINE, last_rows, unsent_marker
+from sweep.wandb_files import KINDS, OFFLINE, broken_stream, last_rows, unsent_marker
 from sweep.wandb_mode import Mode, RequestedMode, resolve_mode
 from sweep.wandb_rate import ROWS_PER_MINUTE, RowBudget
 
@@ -276,6 +276,8 @@ class WandbSink(Sink):
             return
         try:
             bounded(lambda: run.finish(exit_code=exit_code), self._finish_timeout_s + GRACE_S)
+            if self.mode == "online" and (lost := broken_stream(Path(run.dir).parent)):
+                raise RuntimeError(lost)
         except Exception as error:
             with suppress(OSError):
                 if self.mode == "online":
