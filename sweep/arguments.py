@@ -10,7 +10,10 @@ import ast
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
 
 from model.config import TrainConfig
 from model.configfile import field_paths, load_yaml, parse_yaml
@@ -73,7 +76,12 @@ def _is_assignment(word: str) -> bool:
 
 
 def parse_value(text: str, name: str) -> Any:
-    """A value as Python or YAML writes it: W&B writes None, True and nested values as Python does."""
+    """A value as Python or YAML writes it: W&B writes None, True and nested values as Python does.
+
+    What is for a field of text stays as it is, None and null aside.
+    """
+    if name in _TEXTS:
+        return None if text in ("None", "null") else text
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
@@ -90,7 +98,31 @@ def _json(text: str, where: str) -> dict[str, Any]:
     return content
 
 
+def _text_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields that hold a text or a path, and nothing else."""
+    for name, info in model.model_fields.items():
+        kinds = set(_kinds(info.annotation))
+        if kinds and kinds <= {str, Path}:
+            yield f"{prefix}{name}"
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _text_fields(kind, f"{prefix}{name}.")
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation allows, None aside; of a Literal, those of its values."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        yield from map(type, get_args(annotation))
+    elif origin in (Union, UnionType, Annotated):
+        for part in get_args(annotation)[: 1 if origin is Annotated else None]:
+            yield from _kinds(part)
+    elif annotation is not type(None):
+        yield origin or annotation
+
+
 _KNOWN = tuple(sorted(field_paths(TrainConfig)))
+_TEXTS = frozenset(_text_fields(TrainConfig))
 
 
 def _by_field(pairs: Iterable[tuple[str, Any]], where: str) -> Values:
@@ -99,9 +131,8 @@ def _by_field(pairs: Iterable[tuple[str, Any]], where: str) -> Values:
     for name, value in pairs:
         for field, inner in _fields_of(name, value):
             if field not in _KNOWN:
-                raise ConfigError(
-                    f"{where}unknown parameter {field!r};{guess(field, _KNOWN)} Known: {', '.join(_KNOWN)}."
-                )
+                remedy = guess(field, _KNOWN) or f" Known: {', '.join(_KNOWN)}."
+                raise ConfigError(f"{where}unknown parameter {field!r};{remedy}")
             if field in values:
                 raise ConfigError(f"{where}{field!r} is given twice; keep one")
             values[field] = inner

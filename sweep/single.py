@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,8 +30,10 @@ from model.config import TrainConfig
 from model.errors import ConfigError, UserError
 from sweep.arguments import parse_parameters, read_parameter_file
 from sweep.outcome import Outcome
+from sweep.scored import field_value
 from sweep.slots import SERVICE, SLOT, devices_of, visible_devices
 from sweep.spec import SweepSpec, load_spec
+from sweep.wandb_mode import resolve_mode, settings_files
 
 if TYPE_CHECKING:
     from sweep.study import Record
@@ -84,11 +86,12 @@ class AgentRun:
         if not run or not sweep:
             return None
         file = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+        settings = settings_files()  # where `wandb agent SWEEP` finds what it was not told
         return cls(
             run=run,
             sweep=sweep.rpartition("/")[2],
-            project=os.environ.get("WANDB_PROJECT") or None,
-            entity=os.environ.get("WANDB_ENTITY") or None,
+            project=os.environ.get("WANDB_PROJECT") or settings.get("project"),
+            entity=os.environ.get("WANDB_ENTITY") or settings.get("entity"),
             parameters=Path(file) if file else None,
         )
 
@@ -97,11 +100,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code.
 
     0 the trial ended: it finished, or W&B stopped it, or (for an agent, which gives up after three failures) diverged;
-    1 it diverged; 2 bad input. SIGTERM and Ctrl-C leave a checkpoint; the process then dies of the signal.
+    1 it diverged; 2 bad input. SIGTERM, Ctrl-C and a closed terminal leave a checkpoint; the process then dies of the
+    signal.
     """
     options, words = parser().parse_known_args(arguments)
     agent = AgentRun.of_environment()
-    signals = Signals()
+    # W&B has handed the run out already: it must hear that it was preempted, however early that is
+    signals = Signals(training=agent is not None)
     try:
         with signals.caught():
             code = _run(options, words, agent, signals)
@@ -116,11 +121,11 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
     spec = load_spec(options.spec, options.options)
     given = parse_parameters(words)
     if agent is not None and agent.parameters is not None and agent.parameters.exists():
-        given = read_parameter_file(agent.parameters) | given
+        given |= read_parameter_file(agent.parameters)  # whose values have their types
     beyond = {name: value for name, value in given.items() if name not in spec.parameters}
     if beyond and agent is None:  # what is not searched is the spec's: its trials compare with each other alone
         spec = load_spec(options.spec, [*options.options, *(f"trainer.{n}={json.dumps(v)}" for n, v in beyond.items())])
-    values = spec.space.that_matter(given)
+    values = _that_matter(spec, given, agent is None)
     config = spec.space.to_config(spec.trainer, values, where="trial")
     if agent is not None:
         _check_mode(spec)
@@ -151,7 +156,7 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
         processes=spec.resources.num_processes,
     )
     shown = ", ".join(f"{name} {value}" for name, value in given.items()) or "the spec's own values"
-    print(f"trial {record.trial}: {shown}; {job.folder}", flush=True)
+    _say(f"trial {record.trial}: {shown}; {job.folder}")
     signals.training = True
     try:
         run = TrialRun(job, should_stop=lambda: signals.caught_one is not None, obeys_wandb=True)
@@ -164,21 +169,25 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
 
 def _train(run: TrialRun, folder: TrialsFolder, record: Record, spec: SweepSpec, agents: bool) -> int:
     """Train to the end and enter it; returns the exit code."""
+    mode, reason = resolve_mode(spec.wandb.mode)
     if run.url:
-        print(f"W&B: {run.url}", flush=True)
+        _say(f"W&B: {run.url}")
+    elif mode == "offline":
+        _say(f"W&B: offline, {reason}; later: python -m sweep.sync {folder.results.path}")
     metric, config = spec.metric.name, run.job.config
     began, shown_at = run.epochs, -math.inf
     while True:
         report = run.run_epoch()
         if report.interrupted:
             where = "W&B hands it out again" if agents else "the same command goes on from there"
-            print(f"interrupted in epoch {report.epochs + 1}, with a checkpoint; {where}", flush=True)
+            _say(f"interrupted in epoch {report.epochs + 1}, with a checkpoint; {where}")
+            folder.refresh(record)
             return 1
         value = report.metrics.get(metric)
         ended = report.finished or report.stopped or report.diverged is not None
         if (ended and report.epochs > began) or time.monotonic() - shown_at > SHOW_EVERY_S:
             shown_at = time.monotonic()
-            print(_line(report, metric, config), flush=True)
+            _say(_line(report, metric, config))
         if report.diverged is not None:
             folder.ended(record, config, Outcome.DIVERGED, None, report.epochs, report.diverged)
             return 0 if agents else 1
@@ -188,8 +197,16 @@ def _train(run: TrialRun, folder: TrialsFolder, record: Record, spec: SweepSpec,
         if report.finished:
             folder.ended(record, config, Outcome.COMPLETE, value, report.epochs)
             if report.epochs == began:
-                print("it had trained to its end before", flush=True)
+                _say("it had trained to its end before")
             return 0
+
+
+def _say(text: str) -> None:
+    """A line on the terminal; one that is gone is no reason to end the trial."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 def _line(report: EpochReport, metric: str, config: TrainConfig) -> str:
@@ -208,6 +225,23 @@ def key_of(config: TrainConfig) -> str:
     return "hand-" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
+def _that_matter(spec: SweepSpec, given: Values, by_hand: bool) -> Values:
+    """Without values whose conditions (search.conditions) do not hold: W&B's own search draws them all the same.
+
+    By hand, such a value is an error: it would be dropped. Raises ConfigError.
+    """
+    content = spec.trainer.model_dump(mode="json")
+    own = {name: field_value(content, name) for name in spec.space.parameters}
+    known = own | spec.space.constants | given
+    dropped = [name for name in given if not spec.space.matters(name, known)]
+    if dropped and by_hand:
+        needed = ", ".join(f"{name} = {value!r}" for name, value in spec.space.needed(dropped[0]).items())
+        raise ConfigError(
+            f"{dropped[0]} matters only with {needed} (search.conditions); give that too, or leave it out"
+        )
+    return {name: value for name, value in given.items() if name not in dropped}
+
+
 def _default_results(spec: SweepSpec, agent: AgentRun | None, beyond: Values) -> Path:
     if agent is not None:
         return Path("results") / f"{spec.name}-{agent.sweep}"
@@ -216,8 +250,6 @@ def _default_results(spec: SweepSpec, agent: AgentRun | None, beyond: Values) ->
 
 
 def _check_mode(spec: SweepSpec) -> None:
-    from sweep.wandb_mode import resolve_mode
-
     mode, reason = resolve_mode(spec.wandb.mode)
     if mode != "online":
         raise ConfigError(
@@ -240,7 +272,7 @@ def _take_share(spec: SweepSpec) -> None:
 
 
 class Signals:
-    """SIGTERM and SIGINT, kept until the trial has left a checkpoint. A second one ends the process at once.
+    """SIGTERM, SIGINT, SIGQUIT and SIGHUP, kept until the trial has left a checkpoint. A second one ends it at once.
 
     SIGTERM again within SAME_REQUEST_S is the same request: an agent passes on what Slurm sent to all its processes.
 
@@ -249,8 +281,8 @@ class Signals:
         caught_one: the signal.
     """
 
-    def __init__(self) -> None:
-        self.training = False
+    def __init__(self, training: bool = False) -> None:
+        self.training = training
         self.caught_one: int | None = None
         self._caught_at = 0.0
         self._before: dict[int, Any] = {}
@@ -261,7 +293,10 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield
         finally:
@@ -281,6 +316,7 @@ class Signals:
         """Where a signal was caught: die of it, so that whoever sent it sees that it was obeyed."""
         if self.caught_one is None:
             return
-        sys.stdout.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
         signal.signal(self.caught_one, signal.SIG_DFL)
         os.kill(os.getpid(), self.caught_one)

@@ -7,6 +7,13 @@ A trial's folder is the truth about it: a trial that is opened again, by whomeve
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which take seconds: signals are caught there
+    import sys
+
+    from sweep.single import main
+
+    sys.exit(main())
+
 import logging
 import math
 import time
@@ -379,11 +386,3 @@ def config_text(config: TrainConfig, about: str) -> str:
 def _clips(data: DataConfig) -> Clips:
     """Opened once per process, not once per trial."""
     return load_clips(data)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from sweep.single import main
-
-    sys.exit(main())

@@ -42,8 +42,10 @@ class TrialsFolder:
     def claim(self, key: str, config: TrainConfig) -> Record:
         """The trial with this key, as RUNNING: a new one, or the one that was begun with it before."""
         content = config.model_dump(mode="json")
-        values = {name: field_value(content, name) for name in self._spec.space.parameters}
-        values = self._spec.space.that_matter({name: value for name, value in values.items() if value is not None})
+        space = self._spec.space
+        every = {name: field_value(content, name) for name in space.parameters}
+        every = {name: value for name, value in every.items() if value is not None}
+        values = {name: value for name, value in every.items() if space.matters(name, every | space.constants)}
         with self._alone():
             runs = self._runs()
             if key not in runs:
@@ -78,6 +80,11 @@ class TrialsFolder:
             if outcome is Outcome.COMPLETE and not self._spec.metrics and table.best() == record.number:
                 self._write_best(done, config)
         return done
+
+    def refresh(self, record: Record) -> None:
+        """Bring the row of a trial that was interrupted up to date."""
+        with self._alone():
+            self._enter(record)
 
     @property
     def uid(self) -> str:
@@ -140,6 +147,7 @@ class TrialsFolder:
             folder.check(self._spec, resume=known, single=True)
             if not known:
                 folder.write_spec(self._spec)
+            if not folder.provenance().get("uid"):  # new, or whoever began it was killed here
                 folder.write_provenance(self._spec)
             yield
         finally:

@@ -88,6 +88,13 @@ def test_numbers_may_be_written_as_people_do() -> None:
     assert parse_parameters(words) == expected
 
 
+@pytest.mark.parametrize("text", ["[a-z]+", "*x", "off", "2024_01", "#1", "1e3", " a: b", "{x}", "True"])
+def test_a_text_stays_as_it_is(text: str) -> None:
+    for name in ("data.root", "data.group_pattern", "encoder.name"):
+        assert parse_parameters([f"--{name}={text}"]) == {name: text}
+    assert parse_parameters(["--data.root=None"]) == {"data.root": None}
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -28,6 +28,7 @@ from sweep.trials_folder import TrialsFolder
 from sweep.warm_start import load_warm_start
 from tests.offline import read_history, read_summary
 from tests.sweeping import TINY_TRAINER, tiny_content, trial_folders
+from tests.wandb_double import WandbDouble
 
 LIMIT_S = 120
 AGENTS = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_API_KEY")
@@ -198,7 +199,7 @@ def test_an_agents_parameter_file_counts_where_the_command_names_none(
     assert "config-run1.yaml: unknown parameter 'alpa'; did you mean 'alpha'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on_to_the_same_rows(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -220,11 +221,70 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on_to_the_same_r
     assert "with a checkpoint; the same command goes on from there" in printed
     assert "Traceback" not in printed
     assert table(stopped)[0]["state"] == "running"
+    assert int(table(stopped)[0]["epochs_done"]) >= 3
     for results in (stopped, whole):
         assert main([str(spec), *words, str(results)]) == 0
     assert rows_of(stopped / "trials/0000") == rows_of(whole / "trials/0000")
     assert read_history(stopped) == read_history(whole)
     assert table(stopped)[0]["state"] == "complete"
+
+
+def test_an_agents_run_that_is_preempted_before_it_trains_is_marked_so(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, wandb={"mode": "auto"}, trainer={**TINY_TRAINER, "epochs": 400})
+    program = (
+        "import os, signal, sys\n"
+        "from sweep import single\n"
+        "def early(spec):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "single._take_share = early\n"
+        "sys.exit(single.main(sys.argv[1:]))\n"
+    )
+    with WandbDouble() as double:
+        agent = {"WANDB_RUN_ID": "run1", "WANDB_SWEEP_ID": "sweep1", "WANDB_PROJECT": "p", "WANDB_ENTITY": "me"}
+        server = {"WANDB_BASE_URL": double.url, "WANDB_API_KEY": "0123456789" * 4, "HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(spec), "--alpha=0.3"],
+            env=environment() | agent | server, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
+        assert double.state("run1") == "preempted"
+        assert double.sweep_of("run1") == "sweep1"
+    assert "interrupted in epoch 1" in done.stdout
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_trial(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, trainer={**TINY_TRAINER, "epochs": 40})
+    with subprocess.Popen(
+        command(spec, "--alpha=0.3", "--results", str(tmp_path / "r")), stdout=subprocess.PIPE, env=environment()
+    ) as trial:
+        assert trial.stdout is not None
+        trial.stdout.readline()
+        trial.stdout.close()
+        assert trial.wait(timeout=LIMIT_S) == 0
+    assert table(tmp_path / "r")[0]["state"] == "complete"
+
+
+def test_a_value_whose_condition_does_not_hold_is_an_error_and_one_that_the_spec_fulfils_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parameters = {"alpha": {"min": 0.1, "max": 0.9}, "mode": {"values": ["joint", "alternating"]}}
+    spec = write_spec(tmp_path, parameters=parameters, search={"conditions": {"alpha": {"mode": "joint"}}})
+    assert main([str(spec), "--alpha=0.2", "--results", "r"]) == 0
+    assert load_yaml(tmp_path / "r/trials/0000/config.yaml")["alpha"] == 0.2
+    assert table(tmp_path / "r")[0]["alpha"] == "0.2"
+    assert main([str(spec), "--alpha=0.2", "--mode=alternating", "--results", "r"]) == 2
+    assert "alpha matters only with mode = 'joint'" in capsys.readouterr().err
+
+
+def test_a_folder_whose_beginner_was_killed_gets_its_uid(two: tuple[Path, Path], tmp_path: Path) -> None:
+    spec = load_spec(two[0])
+    folder = TrialsFolder(tmp_path / "results", spec)
+    folder.claim("a", spec.trainer)
+    uid = folder.uid
+    (tmp_path / "results/provenance.json").unlink()
+    folder.claim("b", spec.trainer)
+    assert folder.uid
+    assert folder.uid != uid
 
 
 def test_a_second_signal_ends_the_process_at_once_and_a_forwarded_one_does_not() -> None:
