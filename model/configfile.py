@@ -58,7 +58,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        there = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
+        near = sorted(p.name for p in there if not p.name.startswith("."))
         found = f" In {path.parent} there are: {', '.join(near)}." if near else ""
         raise ConfigError(f"{path}: no such file.{guess(path.name, near)}{found}") from None
     except (OSError, UnicodeDecodeError) as error:

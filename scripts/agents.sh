@@ -5,5 +5,6 @@
 # -n absent: as many as fit the spec's resources. Ctrl-C or SIGTERM: trials leave checkpoints, W&B hands them out again.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+answer_help sweep.agents "${1:-}"
 prepare_env ""
 exec python -m sweep.agents "$@"

@@ -4,6 +4,7 @@
 #   scripts/sweep.sh sweeps/real_frames.yaml --set trainer.data.root=/path/to/frames
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+answer_help sweep.run "${1:-}"
 prepare_env ""
 case "${1:-}" in
   "" | -*) set -- "$root/sweeps/alpha_beta.yaml" "$@" ;;

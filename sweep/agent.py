@@ -16,7 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,8 @@ from model.bars import decoding
 from model.errors import ConfigError, UserError
 from sweep.plan import make_plan
 from sweep.spec import SweepSpec, load_spec
-from sweep.wandb_config import is_ours, notes, wandb_sweep_config
+from sweep.spec_warnings import warnings_of
+from sweep.wandb_config import check_results, is_ours, notes, wandb_sweep_config
 from sweep.wandb_server import CreatedSweep, check_online, create_sweep
 from sweep.warm_start import WarmStart, load_warm_start
 
@@ -90,9 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
             _say_notes(spec, options.scheduler, err)
             sys.stdout.write(config_text(config))
             return 0
+        if options.results is not None and is_ours(spec):
+            check_results(options.results, spec, "give another folder with --results DIR")
         sweep = _create(spec, config, options.scheduler, out)
-        _say_created(sweep, spec, options.scheduler, out)
+        _say_created(sweep, out)
         if options.count is None:
+            _say_how_to_start(sweep, spec, options.scheduler, out)
             return 0
         return _run_agent(sweep, options.count, options.scheduler)
     except UserError as error:
@@ -127,7 +131,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _say_notes(spec: SweepSpec, scheduler: bool, console: Console) -> None:
-    for note in [*spec.warnings(), *notes(spec, scheduler)]:
+    for note in [*warnings_of(spec, "scheduler" if scheduler else "wandb"), *notes(spec, scheduler)]:
         console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
@@ -144,21 +148,24 @@ def _create(spec: SweepSpec, config: dict[str, Any], scheduler: bool, console: C
     return create_sweep(config, spec.entity, spec.project, spec.wandb.init_timeout_s)
 
 
-def _say_created(sweep: CreatedSweep, spec: SweepSpec, scheduler: bool, console: Console) -> None:
+def _say_created(sweep: CreatedSweep, console: Console) -> None:
+    _say_lines({"sweep": sweep.id, "page": sweep.url}, console)
+
+
+def _say_how_to_start(sweep: CreatedSweep, spec: SweepSpec, scheduler: bool, console: Console) -> None:
     path = shlex.quote(sweep.path)
-    lines = {
-        "sweep": sweep.id,
-        "page": sweep.url,
-        "agent": f"wandb agent --forward-signals {path}",
-        "agents": f"python -m sweep.agents {path} -n 4",
-    }
+    lines = {"agent": f"wandb agent --forward-signals {path}", "agents": f"python -m sweep.agents {path}"}
     if scheduler:
         lines["scheduler"] = shlex.join(_scheduler_command(sweep, spec))
-    for name, text in lines.items():
-        console.print(f"{name:<10} {text}", markup=False, soft_wrap=True)
+    _say_lines(lines, console)
     console.print("start agents in this folder, on as many machines as share it or have a copy", soft_wrap=True)
     if scheduler:
         console.print("and one scheduler; its --batch-size is the number of agents", soft_wrap=True)
+
+
+def _say_lines(lines: Mapping[str, str], console: Console) -> None:
+    for name, text in lines.items():
+        console.print(f"{name:<10} {text}", markup=False, soft_wrap=True)
 
 
 def _scheduler_command(sweep: CreatedSweep, spec: SweepSpec | None = None) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 _ERROR_LINE = re.compile(
     r"(?!wandb: ERROR Find detailed|\S*AlreadyJoinedError)(?:wandb: ERROR |[Ee]rror: |[\w.]+(?:Error|Exception): )\S.*"
 )
+_DECIMAL = re.compile(r"[-+]?\d+(?:\.\d*(?:[eE][-+]?\d+)?|[eE][-+]?\d+)")
 
 
 class LogReader:
@@ -43,7 +44,7 @@ class LogReader:
 
     def _take(self, line: str) -> Iterator[str]:
         if self._parameters is not None and (found := re.fullmatch(r"\t(\S+): (.*)", line)):
-            self._parameters.append(f"{found[1]} {found[2]}")
+            self._parameters.append(f"{found[1]} {_short(found[2])}")
             return
         if self._parameters is not None:
             self._latest, self._parameters = self._parameters, None
@@ -64,3 +65,8 @@ class LogReader:
             yield line.rpartition(" - ")[2].removeprefix("wandb: ERROR ")
         elif _ERROR_LINE.fullmatch(line):
             self.trouble = line.removeprefix("wandb: ERROR ")
+
+
+def _short(value: str) -> str:
+    """A number with a decimal point or exponent in at most 6 digits; anything else as it is."""
+    return f"{float(value):.6g}" if _DECIMAL.fullmatch(value) else value

@@ -14,10 +14,12 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,10 @@ from sweep.blocks import WandbSettings
 from sweep.family import output_of
 from sweep.resources import Resources
 from sweep.slots import agents_that_fit, devices_of, usable_cores, visible_devices
-from sweep.spec import load_spec
+from sweep.spec import SweepSpec, load_spec
 from sweep.supervisor import Supervisor
-from sweep.trial_command import named_spec
+from sweep.trial_command import named_trial
+from sweep.wandb_config import check_results
 from sweep.wandb_server import check_online
 
 MAX_AGENTS = 512  # more is a slip of the finger
@@ -65,11 +68,18 @@ def main(arguments: list[str] | None = None) -> int:
         sweep = sweep_path(options.sweep)
         count = None if options.count is None else _positive(options.count, "--count")
         check_online(WandbSettings())
-        resources = _resources(options.spec, sweep)
-        num = number_of_agents(options.num, resources)
+        asked = _asked_number(options.num)
+        given = None if options.spec is None else load_spec(options.spec)
+        config = _config_on_server(sweep, needed=given is None and asked is None)
+        trials = trials_of(config, sweep.rpartition("/")[2])
+        spec = given or (None if trials is None else trials.spec)
+        num = number_of_agents(options.num, None if spec is None else spec.resources)
         folder = options.logs or Path("results") / f"agents-{sweep.rpartition('/')[2]}"
         with _alone(folder):
-            return Supervisor(sweep, num, folder, _environment(), count).run()
+            code = Supervisor(sweep, num, folder, _environment(), count).run()
+        if trials is not None and trials.results.exists():
+            print(f"trials: {trials.results}; report: python -m sweep.report {shlex.quote(str(trials.results))}")
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -96,9 +106,7 @@ def number_of_agents(asked: str, resources: Resources | None) -> int:
     Raises:
         ConfigError: no number above 0; not even one trial has room; too few GPUs for any.
     """
-    num = None if asked == "auto" else _positive(asked, "-n")
-    if num is not None and num > MAX_AGENTS:
-        raise ConfigError(f"-n {num}: must be at most {MAX_AGENTS}")
+    num = _asked_number(asked)
     if resources is None:
         if num is None:
             print("note: one agent, since the resources of a trial are not known; give -n, or --spec", flush=True)
@@ -119,55 +127,82 @@ def number_of_agents(asked: str, resources: Resources | None) -> int:
     return num
 
 
+def _asked_number(text: str) -> int | None:
+    """What -n says; None for auto."""
+    num = None if text == "auto" else _positive(text, "-n")
+    if num is not None and num > MAX_AGENTS:
+        raise ConfigError(f"-n {num}: must be at most {MAX_AGENTS}")
+    return num
+
+
 def _positive(text: str, option: str) -> int:
     if not re.fullmatch(r"\d{1,6}", text) or int(text) == 0:
         raise ConfigError(f"{option} {text}: must be a whole number from 1 on")
     return int(text)
 
 
-def _resources(spec: Path | None, sweep: str) -> Resources | None:
-    """Of a trial: of the spec, or the one that the sweep's own command names. None where neither is known."""
-    if spec is not None:
-        return load_spec(spec).resources
-    if sweep.count("/") < 2:
-        return None  # only W&B's client knows the entity that it would take
-    return resources_of(_config_on_server(sweep))
+def _config_on_server(sweep: str, needed: bool) -> dict[str, Any]:
+    """The W&B config of a sweep; empty, with a note, where the server did not tell it and it is not `needed`.
 
-
-def _config_on_server(sweep: str) -> dict[str, Any]:
-    """The W&B config of a sweep. Raises UserError: no such sweep, or no answer."""
+    Raises UserError: the server has no such sweep; or it did not tell its config, which is needed.
+    """
     # in a process of its own: wandb would leave threads and a service in this one
     command = [sys.executable, "-c", "from sweep.agents import print_config; print_config()", sweep]
     try:
         done = output_of(command, dict(os.environ), SERVER_LIMIT_S)
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        answer = {"error": f"{sweep}: W&B's server gave no answer in {SERVER_LIMIT_S:.0f} s"}
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        raise UserError(f"{sweep}: W&B's server did not tell its config; try again, or give --spec") from None
-    if "error" in answer:
+        answer = {"error": f"{sweep}: W&B's server did not tell its config"}
+    if "config" in answer:
+        return dict(answer["config"])
+    if answer.get("missing"):
         raise UserError(answer["error"])
-    return dict(answer["config"])
+    if needed:
+        raise UserError(f"{answer['error']}; try again, or give -n or --spec")
+    print(f"note: {answer['error']}; the agents are started all the same", flush=True)
+    return {}
 
 
 def print_config() -> None:
     """What `_config_on_server` runs: a line of JSON with the config of the sweep `sys.argv[1]`, or with an error."""
-    from sweep.wandb_runs import ServerSweep, SweepName
+    from sweep.wandb_runs import NoSuchSweepError, config_of
 
     try:
-        name = SweepName.parse(sys.argv[1])
-        answer: dict[str, Any] = {"config": ServerSweep(name).config if name is not None else {}}
+        answer: dict[str, Any] = {"config": config_of(sys.argv[1])}
     except UserError as error:
-        answer = {"error": str(error)}
+        answer = {"error": str(error), "missing": isinstance(error, NoSuchSweepError)}
     print(json.dumps(answer, default=str))
 
 
-def resources_of(config: Mapping[str, Any]) -> Resources | None:
-    """Of a trial of a W&B sweep, whose command names our spec; None for other programs.
+@dataclass(frozen=True)
+class Trials:
+    """The trials that a W&B sweep's command starts here: their spec, and their results folder."""
+
+    spec: SweepSpec
+    results: Path
+
+
+def trials_of(config: Mapping[str, Any], sweep_id: str) -> Trials | None:
+    """What the command of a W&B sweep starts here, checked before an agent loses runs on it; None for other programs.
 
     Raises:
-        ConfigError: the spec cannot be read here; no trial could run.
+        ConfigError: the spec is not here or cannot be read; it is another than that of the trials in the folder.
     """
-    named = named_spec(config)
-    return None if named is None else load_spec(*named).resources
+    named = named_trial(config)
+    if named is None:
+        return None
+    if not named.spec.exists():
+        raise ConfigError(
+            f"{named.spec}: no such file here, but the sweep's command names it; start agents in the folder where the "
+            "sweep was created, or in a copy of it"
+        )
+    spec = load_spec(named.spec, named.overrides)
+    results = named.results_folder(spec.name, sweep_id)
+    anew = shlex.join(["python", "-m", "sweep.agent", str(named.spec), "--create"])
+    check_results(results, spec, f"restore {named.spec} as it was, or make a new sweep: {anew}")
+    return Trials(spec, results)
 
 
 def _environment() -> dict[str, str]:

@@ -29,6 +29,7 @@ Values = dict[str, Any]
 WHOLE = ("batch/epoch", "batch/iteration", "batch/mode", "epoch", "summary/best_epoch")  # metrics that are int
 NOT_ENDED = ("running", "pending", "preempting")  # states of W&B
 STOPPED = ("finished", "killed")
+ENDED = "summary/total_time_seconds"
 # what the config of a run of ours holds beside the trainer's fields
 BESIDE = ("resolved_device", "resolved_precision", "effective_mask_ratio", "objective", "sweep", "trial", "preset")
 OF_CLIENT = ("_", "pictures/", "system/", "gradients/", "parameters/")  # beginnings of names that are no metrics
@@ -256,7 +257,10 @@ def _outcome(run: PastRun, history: History, config: TrainConfig, lost: str | No
     reason = f"W&B: {run.state} after {len(epochs)} of {config.epochs} epochs"
     if lost is not None:
         return Outcome.FAILED, f"{reason}, but rows are lost"
-    if run.state not in STOPPED or not epochs:
+    ended = ENDED in history.summary  # a trial of ours tells it however it ends, unless it is killed
+    if run.state == "finished" and is_ours(run.config) and not ended:
+        return Outcome.FAILED, f"{reason}, but without {ENDED}: it was killed"
+    if run.state not in STOPPED or not (epochs or ended):
         return Outcome.FAILED, reason
     return Outcome.PRUNED, f"stopped early after {len(epochs)} epochs" if run.state == "finished" else reason
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from model.config import TrainConfig
 from sweep.grammar import distribution_of
 from sweep.search_checks import search_warnings
 from sweep.space import Space
+from sweep.trial_command import TRIAL_MODULE
 
 if TYPE_CHECKING:  # sweep.spec imports this module
     from sweep.spec import SweepSpec
@@ -22,8 +23,14 @@ TRAINING_LOSSES = ("epoch/train_loss", "epoch/best_loss_so_far", "summary/best_l
 SHIFTS_TRAINING_LOSS = ("alpha", "beta", "mask_ratio", "mask_kind", "mode", "weighting", "norm_pix_loss")
 
 
-def warnings_of(spec: SweepSpec) -> Iterator[str]:
-    """One sentence each, with what to write instead."""
+def warnings_of(spec: SweepSpec, engine: Literal["run", "scheduler", "wandb"] = "run") -> Iterator[str]:
+    """One sentence each, with what to write instead.
+
+    Args:
+        engine: what will search: python -m sweep.run, our scheduler behind W&B's agents, or W&B's own server.
+    """
+    if engine == "run":
+        yield from _program_warnings(spec)
     searched = spec.space.parameters
     shifting = [name for name in SHIFTS_TRAINING_LOSS if name in searched]
     if spec.objective.loss == "train" and spec.metric.name == "objective/value" and shifting:
@@ -54,7 +61,8 @@ def warnings_of(spec: SweepSpec) -> Iterator[str]:
         yield f"run_cap is absent: {spec.num_trials} trials will run. Write run_cap."
     if spec.method == "grid" and spec.num_trials < (spec.space.grid_size or 0):
         yield f"run_cap = {spec.run_cap} cuts the grid of {spec.space.grid_size} combinations."
-    yield from search_warnings(spec)
+    # W&B's own search has no use for the block search
+    yield from (text for text in search_warnings(spec) if engine != "wandb" or not text.startswith("search."))
     measuring = [name for name in searched if name.startswith(CHANGES_EVALUATION) and name not in KEEPS_EVALUATION]
     if measuring and not spec.metric.name.endswith("_skill"):
         yield (
@@ -73,6 +81,18 @@ def warnings_of(spec: SweepSpec) -> Iterator[str]:
         yield f"trainer.{name} is also a parameter; the parameter wins. Leave trainer.{name} out."
     for name, entry in spec.parameters.items():
         yield from (f"parameters.{name}: {text}" for text in _parameter_warnings(name, entry))
+
+
+def _program_warnings(spec: SweepSpec) -> Iterator[str]:
+    if spec.command is not None:
+        foreign = "command" if TRIAL_MODULE not in map(str, spec.command) else None
+    else:
+        foreign = "program" if spec.program is not None else None
+    if foreign is not None:
+        yield (
+            f"{foreign}: it is for W&B's agents (python -m sweep.agent keeps it) and is not started here, where each "
+            "trial trains our model."
+        )
 
 
 def _parameter_warnings(name: str, entry: Mapping[str, Any]) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
     python -m sweep.sync results/alpha_beta results/*-trials
 
-Of an online run whose server was gone before its end, the rest is sent. `wandb sync` does the work for offline ones.
-This adds what it lacks: the parts of a resumed run go one after the other, in the order in
-which they began, also where two began in one second; a run that is still written to is left for later; and where
-`wandb sync` exits with 0 and marks a run as synced whose rows never arrived, this calls it failed, and the next sync
-tries it again. Uploaded runs are marked by wandb's own `.synced` files, so a repetition takes only the others.
+Of an online run whose server was gone before its end, the rest is sent, from the files of its trial where these are
+there (sweep/wandb_rest.py); where it has more rows than W&B takes in a minute, this takes minutes. `wandb sync` does
+the work for offline ones. This adds what it lacks: the parts of a resumed run go one after the other, in the order in
+which they began, also where two began in one second; a run that is still written to, or whose trial has not ended, is
+left for later; and where `wandb sync` exits with 0 and marks a run as synced whose rows never arrived, this calls it
+failed, and the next sync tries it again. Uploaded runs are marked by wandb's own `.synced` files, so a repetition takes
+only the others.
 
 A run of more than some ten thousand rows that was cut off amid its upload has the rows that had arrived twice after the
 next one, as with `wandb sync` itself; its curves look the same.
@@ -65,14 +67,18 @@ class Upload:
         parts: those that were not uploaded yet, in order.
         done: how many of them are uploaded.
         cut: the file of one could not be read to its end.
+        last: the run's last part, uploaded or not.
         problem: what keeps the run from being complete at the server; None where nothing does.
+        later: why the run is left for a later sync; None where it is not.
     """
 
     results: Path
     run_id: str
     parts: list[RunFile]
+    last: RunFile
     done: int = 0
     problem: str | None = None
+    later: str | None = None
     cut: bool = False
 
 
@@ -111,14 +117,16 @@ def sync(folders: Sequence[Path]) -> int:
         environment = _environment()
         _check_server(environment.get("WANDB_BASE_URL") or DEFAULT_BASE_URL)
         _upload_all(uploads, environment)
-    for upload in later:
-        print(f"{_name(upload)}: left out, it is still being written to (or was cut off a moment ago)")
+    not_ended = [upload for upload in uploads if upload.later]
+    for upload in [*later, *not_ended]:
+        print(f"{_name(upload)}: left out, {upload.later}")
     failed = [upload for upload in uploads if upload.problem]
     counts = {
-        "uploaded": len(uploads) - len(failed),
+        "uploaded": len(uploads) - len(failed) - len(not_ended),
         "failed": len(failed),
         "uploaded before": before,
         "still being written": len(later),
+        "not ended": len(not_ended),
     }
     print(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no offline runs to upload")
     if failed:
@@ -172,9 +180,10 @@ def _waiting(folders: Iterable[Path]) -> tuple[list[Upload], int, list[Upload]]:
             if not left:
                 before += any(not part.online for part in parts)
             elif parts[-1].is_written():  # an earlier part is not: the run went on in a later one
-                later.append(Upload(folder, run_id, left))
+                writing = "it is still being written to (or was cut off a moment ago)"
+                later.append(Upload(folder, run_id, left, parts[-1], later=writing))
             else:
-                uploads.append(Upload(folder, run_id, left))
+                uploads.append(Upload(folder, run_id, left, parts[-1]))
     return uploads, before, later
 
 
@@ -230,7 +239,8 @@ def _check_server(base_url: str) -> None:
 def _upload_all(uploads: Sequence[Upload], environment: dict[str, str]) -> None:
     """Upload the first missing parts of all runs, then the second ones, ...: a part needs the rows before it."""
     for number in range(max(len(upload.parts) for upload in uploads)):
-        wave = [upload for upload in uploads if len(upload.parts) > number and upload.problem is None]
+        open_ones = [upload for upload in uploads if upload.problem is None and upload.later is None]
+        wave = [upload for upload in open_ones if len(upload.parts) > number]
         online = [upload for upload in wave if upload.parts[number].online]
         for upload in online:
             _upload_rest(upload)
@@ -250,13 +260,22 @@ def _upload_all(uploads: Sequence[Upload], environment: dict[str, str]) -> None:
 
 def _upload_rest(upload: Upload) -> None:
     """Send what W&B lacks of the next part, an online one; notes what went wrong."""
-    from sweep.wandb_rest import send_rest
+    from sweep.wandb_rest import NotEndedError, send_rest
 
     part = upload.parts[upload.done]
     try:
-        send_rest(part)
+        complete = send_rest(part, upload.results, last=part is upload.last)
+    except NotEndedError as error:
+        upload.later = str(error)
+        return
     except UserError as error:
         upload.problem = _brief(str(error))
+        return
+    if not complete:
+        upload.problem = (
+            f"it may be incomplete: {part.file} breaks off, and there is no trial of this run beside it; what the "
+            f"file holds was sent. To leave it so: touch {part.marker}"
+        )
         return
     part.unsent.unlink(missing_ok=True)
     part.marker.touch()

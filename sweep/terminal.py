@@ -29,6 +29,8 @@ SAMPLER_NAMES = {
     "nsgaii": "NSGA-II",
     "nsgaiii": "NSGA-III",
 }
+# min and max are not of the values, but of their logarithms or inverses
+GIVEN_OTHERWISE = ("log_uniform", "q_log_uniform", "inv_log_uniform", "inv_log_uniform_values")
 
 
 def print_plan(plan: SweepPlan, folder: ResultsFolder, console: Console) -> None:
@@ -37,7 +39,7 @@ def print_plan(plan: SweepPlan, folder: ResultsFolder, console: Console) -> None
     height, width = base.data.height_width
     where = base.data.root or "made here"
     mode, reason = resolve_mode(spec.wandb.mode)
-    searched = ", ".join(f"{name} {_range(entry)}" for name, entry in spec.parameters.items())
+    searched = ", ".join(f"{name} {_range(spec, name)}" for name in spec.parameters)
     presets = [name for name, _ in plan.first if name]
     lines = {
         "sweep": f"{spec.name}: {spec.num_trials} trials by {_method(spec)}, seed {spec.search.seed}",
@@ -84,11 +86,15 @@ def _method(spec: SweepSpec) -> str:
     return "grid" if spec.search.sampler is None else SAMPLER_NAMES[spec.search.sampler]
 
 
-def _range(entry: dict[str, object]) -> str:
+def _range(spec: SweepSpec, name: str) -> str:
+    entry = spec.parameters[name]
     if "value" in entry:
         return f"= {entry['value']}"
     if "values" in entry:
         return f"in {entry['values']}"
+    if str(entry.get("distribution")) in GIVEN_OTHERWISE:
+        values = spec.space.parameters[name].probes()
+        return f"{min(values):.4g} to {max(values):.4g}"
     if "min" in entry:
         return f"{entry['min']} to {entry['max']}"
     return f"{entry.get('distribution')}"

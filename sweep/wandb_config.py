@@ -7,16 +7,19 @@ against the JSON schema that W&B publishes in its package `sweeps`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
+from sweep.results import ResultsFolder
 from sweep.spec import SweepSpec
 from sweep.trial_command import TRIAL_MODULE, trial_command
 
 PROGRAM = "sweep/trial.py"  # for W&B's page only: `command` says what is started
 SCHEDULER_FILE = Path(__file__).parent / "wandb_scheduler.py"
+AT_THE_END, AFTER_EACH_EPOCH = "summary/best_loss", "epoch/best_loss_so_far"
 SCHEDULER_FUNCTIONS = {"optimizer": "make_study", "search_space": "suggest"}
 
 
@@ -63,6 +66,21 @@ def is_ours(spec: SweepSpec) -> bool:
     return spec.program is None
 
 
+def check_results(path: Path, spec: SweepSpec, remedy: str) -> None:
+    """Whether trials of agents can go into a results folder; the first of each agent would fail otherwise.
+
+    Raises ConfigError: it has a sweep of another spec, of a driver, or is none; `remedy` says what to do.
+    """
+    folder = ResultsFolder(path)
+    try:
+        folder.check(spec, resume=folder.spec_file.exists(), single=True)
+    except ConfigError as error:
+        why = re.split(r"[.;,] (?:give|restore) ", str(error), flags=re.IGNORECASE)[
+            0
+        ]  # its own remedies are not for here
+        raise ConfigError(f"{why}; {remedy}") from None
+
+
 def notes(spec: SweepSpec, scheduler: bool = False) -> Iterator[str]:
     """What the W&B sweep does otherwise than `python -m sweep.run`; one sentence each, with what to do instead."""
     if not is_ours(spec):
@@ -73,6 +91,12 @@ def notes(spec: SweepSpec, scheduler: bool = False) -> Iterator[str]:
         )
     if not scheduler:
         yield from _notes_of_plain(spec)
+    stop = spec.early_terminate
+    if stop is not None and spec.metric.name == AT_THE_END and (scheduler or stop.type == "hyperband"):
+        yield (
+            f"early_terminate: W&B learns {AT_THE_END} at the end of a run only, so no run would be stopped early. "
+            f"Write metric: {{name: {AFTER_EACH_EPOCH}}}, which is the same after each epoch."
+        )
     if spec.search.pbt is not None:
         yield "search.pbt: W&B's agents have no population-based training; every run keeps its values."
     if spec.confirm is not None:

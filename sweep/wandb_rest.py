@@ -1,43 +1,173 @@
-"""The rest of an online run that its server did not get: what its file on disk holds beyond what W&B's page shows.
+"""The rest of an online run that its server did not get.
+
+Its source are the trial's own files, which hold every row: wandb's service may have died before the run's end, and its
+file on disk then lacks rows, too. Where the results folder has no such trial, that file is all there is.
 
 `wandb sync` would send all rows of such a run once more, behind those that had arrived.
+
+The rows keep to W&B's rate (sweep/wandb_rate.py) by waiting, for some PACED_MINUTES at most: where there are more rows
+than these take, every k-th update goes, and where epochs alone are more, every k-th epoch and the last.
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import math
+import re
 import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from model.configfile import load_yaml
 from model.errors import UserError
 from model.metrics import BATCH_STEP, EPOCH_STEP
+from model.sinks import History, read_csv
+from sweep.outcome import Outcome
+from sweep.results import RUNS
 from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
-from sweep.wandb_files import RunFile, read_head, whole_records
+from sweep.wandb_files import RunFile, SentRows, read_head, read_sent_rows, whole_records, write_sent_rows
+from sweep.wandb_rate import ROWS_PER_MINUTE, WINDOW_S, RowBudget
+from sweep.wandb_sink import left_out_before, sent_before
 
 INIT_LIMIT_S, FINISH_LIMIT_S = 30.0, 300.0
+PACED_MINUTES = 5
+SHARE = 0.95  # of the rows that W&B takes in these minutes: the last ones of all need some
 OF_THE_SINK = ("diverged", "rows_left_out")  # in the summary, beside the trainer's own
+EXIT_CODES = {Outcome.COMPLETE: 0, Outcome.PRUNED: 0, Outcome.DIVERGED: 1, Outcome.FAILED: 1}
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no word for them
 
+Row = Mapping[str, Any]
 
-def send_rest(part: RunFile) -> int:
-    """Send the rows of an online part that W&B does not hold, and the run's end; returns how many rows went.
+
+class NotEndedError(UserError):
+    """The run's trial has not ended: it sends its rows itself when it goes on."""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a run consists of, of whatever source.
+
+    Attributes:
+        rows: history rows in order; of those that have neither batch/iteration nor epoch, the ones of a divergence.
+        summary: what was put in the run's summary.
+        exit_code: None where the source does not hold the run's end.
+        all_updates: every update has a row, also those that the run itself left out.
+    """
+
+    rows: Sequence[Row]
+    summary: dict[str, Any] = field(default_factory=dict)
+    exit_code: int | None = None
+    all_updates: bool = False
+
+
+def send_rest(part: RunFile, results: Path | None = None, last: bool = True) -> bool:
+    """Send the rows of an online part that W&B does not hold, and the run's end.
 
     A row is held if its gradient update, or epoch, is not above the last one in the summary of the run's page. Pictures
     stay on disk.
 
+    Args:
+        part: an online part of the run.
+        results: the results folder with the run's trial.
+        last: of the run's parts; those behind it hold what its file lacks.
+
+    Returns:
+        Whether the run is complete at W&B now: False where its file is all there is, and breaks off.
+
     Raises:
-        UserError: the run is not there any more, or the server did not take it in INIT_LIMIT_S + FINISH_LIMIT_S.
+        NotEndedError: its trial is still running, or was interrupted.
+        UserError: the run is not there any more, or the server did not take it in time.
     """
+    rest = (rest_of_trial(results, part.run_id) if results is not None and last else None) or rest_of_file(part)
+    folder = part.file.parents[2] if results is None else results
+    limit_s = INIT_LIMIT_S + FINISH_LIMIT_S + (PACED_MINUTES + 1) * WINDOW_S + 2 * GRACE_S
     try:
         with tempfile.TemporaryDirectory(prefix="wandb-rest-", ignore_cleanup_errors=True) as scratch:
-            return bounded(lambda: _send(part, scratch), INIT_LIMIT_S + FINISH_LIMIT_S + 2 * GRACE_S)
+            bounded(lambda: _send(part, rest, folder, scratch), limit_s)
     except Exception as error:
         raise UserError(" ".join(str(error).split())[:300] or type(error).__name__) from None
     finally:
         reset_client()
+    return rest.exit_code is not None or not last
 
 
-def _send(part: RunFile, scratch: str) -> int:
+def rest_of_trial(results: Path, run_id: str) -> Rest | None:
+    """The run as the files of its trial have it; None where the results folder has no such trial.
+
+    Raises NotEndedError where the trial has not ended, and UserError where its files are damaged.
+    """
+    try:
+        trial = _trial_of(results, run_id)
+        folder = results / "trials" / (trial or "")
+        if trial is None or not ((folder / "epoch.csv").is_file() or (folder / "batch.csv").is_file()):
+            return None
+        state, reason = _state_of(results, trial)
+        if state is None or state is Outcome.RUNNING:
+            raise NotEndedError("its trial has not ended")
+        history = History(batch=list(read_csv(folder / "batch.csv")), epoch=list(read_csv(folder / "epoch.csv")))
+        rows: list[Row] = [event.values for event in history.events()]
+        summary: dict[str, Any] = {}
+        with suppress(FileNotFoundError):
+            summary = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+        if state is Outcome.DIVERGED:
+            rows.append(dict.fromkeys(_metrics(results), math.nan))
+            summary["diverged"] = reason
+        return Rest(rows, summary, EXIT_CODES[state], all_updates=True)
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
+        raise UserError(f"the files of its trial in {results} are damaged ({type(error).__name__}: {error})") from None
+
+
+def _trial_of(results: Path, run_id: str) -> str | None:
+    """The id of the run's trial: of an agent's run it is in runs.json, else the run's id ends with it."""
+    trial = None
+    with suppress(FileNotFoundError):
+        trial = json.loads((results / RUNS).read_text(encoding="utf-8")).get(run_id)
+    if trial is None:
+        with suppress(FileNotFoundError):
+            uid = json.loads((results / "provenance.json").read_text(encoding="utf-8")).get("uid")
+            trial = run_id.removeprefix(f"{uid}-") if uid and run_id.startswith(f"{uid}-") else None
+    return trial if isinstance(trial, str) and re.fullmatch(r"\w+", trial) else None
+
+
+def _state_of(results: Path, trial: str) -> tuple[Outcome | None, str]:
+    for name in ("trials.csv", "confirm.csv"):
+        with suppress(FileNotFoundError), (results / name).open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["trial"] == trial:
+                    return Outcome(row["state"]), row["reason"] or "it diverged"
+    return None, ""
+
+
+def _metrics(results: Path) -> list[str]:
+    """What the sweep minimises."""
+    spec = load_yaml(results / "spec.yaml")
+    return [metric["name"] for metric in spec.get("metrics") or [spec["metric"]]]
+
+
+def rest_of_file(part: RunFile) -> Rest:
+    """The run as W&B's file of this part has it."""
+    rows: list[Row] = []
+    summary: dict[str, Any] = {}
+    code = None
+    for record in whole_records(part.file):
+        if record.get("type") == "history":
+            rows.append({name: _value(x) for name, x in record["history"]["item"].items() if name[0] != "_"})
+        elif record.get("type") == "exit":
+            code = int(record["exit"].get("exit_code", 0))
+        elif record.get("type") == "summary":
+            values = record["summary"].get("update") or {}
+            summary |= {n: _value(v) for n, v in values.items() if n.startswith("summary/") or n in OF_THE_SINK}
+    return Rest(rows, summary, code)
+
+
+def _send(part: RunFile, rest: Rest, folder: Path, scratch: str) -> None:
     import wandb
 
     head = read_head(part.file)
@@ -64,26 +194,67 @@ def _send(part: RunFile, scratch: str) -> int:
         run = wandb.init(
             id=part.run_id, project=head.get("project") or None, entity=head.get("entity") or None, settings=settings
         )
-    iteration, epoch = (int(run.summary.get(name, -1)) for name in (BATCH_STEP, EPOCH_STEP))
-    sent = 0
-    summary: dict[str, Any] = {}
-    code = 1
-    for record in whole_records(part.file):
-        if record.get("type") == "history":
-            row = {name: _value(value) for name, value in record["history"]["item"].items() if name[0] != "_"}
-            if row.get(BATCH_STEP, -1) > iteration or row.get(EPOCH_STEP, -1) > epoch:
-                run.log(row)
-                sent += 1
-        elif record.get("type") == "exit":
-            code = int(record["exit"].get("exit_code", 0))
-        elif record.get("type") == "summary":
-            values = record["summary"].get("update") or {}
-            summary |= {
-                n: v for n, v in values.items() if n.startswith("summary/") or n in ("diverged", "rows_left_out")
-            }
-    run.summary.update(summary)
-    run.finish(exit_code=code)
-    return sent
+    there = dict(run.summary)
+    known = read_sent_rows(folder, part.run_id)
+    budget = RowBudget(sent=sent_before(there, known))
+    left_out = left_out_before(there, known, repeated=True)
+    lacking = list(rows_beyond(rest.rows, there))
+    chosen = thinned(lacking, int(ROWS_PER_MINUTE * PACED_MINUTES * SHARE))
+    for row in chosen:
+        while (wait_s := budget.room_in_s()) > 0:
+            time.sleep(min(wait_s, 1.0))
+        run.log(row)
+        budget.count_last()
+    summary = dict(rest.summary)
+    if rest.all_updates:
+        left_out += len(lacking) - len(chosen)
+    else:  # the run's own count, as far as it went
+        left_out = max(left_out, int(summary.get("rows_left_out", 0))) + len(lacking) - len(chosen)
+    run.summary.update(summary | ({"rows_left_out": left_out} if left_out or "rows_left_out" in there else {}))
+    write_sent_rows(folder, part.run_id, SentRows(tuple(budget.sent()), left_out, left_out))
+    run.finish(exit_code=1 if rest.exit_code is None else rest.exit_code)
+
+
+def rows_beyond(rows: Iterable[Row], there: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows that W&B does not hold.
+
+    Args:
+        rows: of the run.
+        there: the summary of the run's page.
+    """
+    iteration, epoch = (int(there.get(name, -1)) for name in (BATCH_STEP, EPOCH_STEP))
+    any_new = False
+    for row in rows:
+        metrics = {name: value for name, value in row.items() if name != EPOCH_STEP}  # W&B may add the axis
+        if metrics and all(isinstance(value, float) and math.isnan(value) for value in metrics.values()):
+            row, new = metrics, any_new or "diverged" not in there  # of a divergence: NaN after all that was sent
+        else:  # pictures have neither
+            new = row.get(BATCH_STEP, -1) > iteration or row.get(EPOCH_STEP, -1) > epoch
+        if new:
+            any_new = True
+            yield row
+
+
+def thinned(rows: Sequence[Row], most: int) -> list[Row]:
+    """At most `most` of these rows: those of every k-th update, of epochs all that fit, the last, and all others."""
+
+    def every(name: str, room: int, of: Sequence[Row]) -> Callable[[Row], bool]:
+        stride = 1
+        while sum(row[name] % stride == 0 for row in of) > max(room, 0) and stride < 2**20:
+            stride *= 2
+        return lambda row: row[name] % stride == 0
+
+    epochs = [row for row in rows if EPOCH_STEP in row]
+    updates = [row for row in rows if BATCH_STEP in row and EPOCH_STEP not in row]
+    room = most - (len(rows) - len(epochs) - len(updates))
+    keeps_epoch = every(EPOCH_STEP, room - 1, epochs)
+    kept = sum(map(keeps_epoch, epochs)) + 1
+    keeps_update = every(BATCH_STEP, room - kept, updates)
+    return [
+        row
+        for row in rows
+        if (keeps_epoch(row) or row is epochs[-1] if EPOCH_STEP in row else BATCH_STEP not in row or keeps_update(row))
+    ]
 
 
 def _value(value: Any) -> Any:

@@ -19,6 +19,19 @@ PAGE_RUNS, PAGE_ROWS = 50, 5_000
 _SWEEP = re.compile(r"(?P<entity>[^/]+)/(?P<project>[^/]+)/(?:sweeps/)?(?P<sweep>[^/]+)")
 
 
+_NOT_THERE = "W&B has no such sweep, or not for your key; give ENTITY/PROJECT/SWEEP as the sweep's page shows it"
+# as W&B's agent asks, without what only its page needs
+_CONFIG_QUERY = """
+query SweepWithRuns($entity: String, $project: String, $sweep: String!) {
+    project(name: $project, entityName: $entity) { sweep(sweepName: $sweep) { id name state config } }
+}
+"""
+
+
+class NoSuchSweepError(UserError):
+    """The server says that it has no such sweep."""
+
+
 @dataclass(frozen=True)
 class SweepName:
     """Where a sweep is on the server."""
@@ -38,6 +51,38 @@ class SweepName:
         return f"{self.entity}/{self.project}/{self.sweep}"
 
 
+def config_of(sweep: str) -> dict[str, Any]:
+    """The W&B config of a sweep, by the question that W&B's agent asks when it starts.
+
+    Args:
+        sweep: [[ENTITY/]PROJECT/]SWEEP; what is left out is taken from where W&B's agent takes it.
+
+    Raises:
+        NoSuchSweepError: the server says so.
+        UserError: no answer, or none that tells a config.
+    """
+    import yaml
+
+    *place, name = sweep.split("/")
+    api = _api(sweep, dict(zip(("project", "entity"), reversed(place), strict=False)))
+    asked = {"entity": api.settings["entity"], "project": api.settings["project"], "sweep": name}
+    try:
+        answer = api._service_api.execute_graphql(_CONFIG_QUERY, variables=asked)
+    except Exception as error:
+        raise _server_error(sweep, error) from None
+    try:
+        project = answer["project"]
+        found = None if project is None else project["sweep"]
+        config = None if found is None else yaml.safe_load(found["config"])
+    except (LookupError, TypeError, AttributeError, yaml.YAMLError):
+        raise UserError(f"{sweep}: W&B's server gave an answer without its config") from None
+    if found is None:
+        raise NoSuchSweepError(f"{sweep}: {_NOT_THERE}")
+    if not isinstance(config, dict):
+        raise UserError(f"{sweep}: W&B's server gave an answer without its config")
+    return config
+
+
 class ServerSweep:
     """A sweep on the server: its W&B config, and its runs.
 
@@ -53,15 +98,12 @@ class ServerSweep:
         if mode != "online":
             raise UserError(f"{name}: {reason}")
         self.name = name
-        self._api = _api(name)
+        self._api = _api(name, {"entity": name.entity, "project": name.project})
         try:
             self.config: dict[str, Any] = dict(self._api.sweep(str(name)).config or {})
         except Exception as error:
             if "Could not find" in str(error):
-                raise UserError(
-                    f"{name}: W&B has no such sweep, or not for your key; give ENTITY/PROJECT/SWEEP as the sweep's "
-                    "page shows it"
-                ) from None
+                raise NoSuchSweepError(f"{name}: {_NOT_THERE}") from None
             raise _server_error(name, error) from None
 
     def runs(self) -> Iterator[PastRun]:
@@ -98,7 +140,7 @@ class _RowsOf:
         return rows, f"W&B's server gave {len(rows)} of its {there} rows" if lost else None
 
 
-def _api(name: SweepName) -> Any:
+def _api(name: SweepName | str, place: dict[str, str]) -> Any:
     import wandb
 
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -111,12 +153,12 @@ def _api(name: SweepName) -> Any:
         )
     )
     try:
-        return wandb.Api(overrides={"entity": name.entity, "project": name.project}, timeout=ANSWER_LIMIT_S)
+        return wandb.Api(overrides=place, timeout=ANSWER_LIMIT_S)
     except Exception as error:
         raise _server_error(name, error) from None
 
 
-def _server_error(name: SweepName, error: Exception) -> UserError:
+def _server_error(name: SweepName | str, error: Exception) -> UserError:
     text = " ".join(str(error).split())[:300] or type(error).__name__
     key = os.environ.get("WANDB_API_KEY")
     return UserError(f"{name}: W&B's server did not give it: {text.replace(key, '<the key>') if key else text}")

@@ -1,4 +1,4 @@
-"""A trial's rows in Weights & Biases: the only module that imports wandb.
+"""A trial's rows in Weights & Biases.
 
 W&B is a guest here: whatever happens to its server, its service process or the network, the trial goes on. A server
 that does not take the run in `init_timeout_s` makes it an offline run, which `wandb sync` uploads later. wandb is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,24 @@ from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
 from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
-from sweep.wandb_files import KINDS, OFFLINE, broken_stream, last_rows, unsent_marker
+from sweep.wandb_files import (
+    KINDS,
+    OFFLINE,
+    SentRows,
+    broken_stream,
+    last_rows,
+    read_sent_rows,
+    unsent_marker,
+    write_sent_rows,
+)
 from sweep.wandb_mode import Mode, RequestedMode, resolve_mode
 from sweep.wandb_rate import ROWS_PER_MINUTE, RowBudget
 
 RETRY_ONLINE_AFTER_S = 300.0  # after a failure, this long no trial of the process waits for the server again
 OFFLINE_INIT_LIMIT_S = 40.0  # wandb itself waits 30 s for its service process to start
 HELD_ROWS, HELD_S = 16, 2.0  # rows handed over together, and how long one waits for others
+# what was sent is noted for the next part of the run, since that may begin at once after a kill
+NOTE_EVERY_S, NOTE_EVERY_ROWS = 5.0, 48
 ASK_LIMIT_S = 5.0  # for one question to the server; who is preempted has little time
 
 PICTURE_STEP = "pictures/epoch"  # not `epoch`: a row that has it is an epoch's row
@@ -94,7 +105,8 @@ class WandbSink(Sink):
 
     Rows are handed to wandb a few at a time, and at each epoch's end: what waits when the process is killed comes to
     W&B when the trial is resumed. Online, a fast trainer's rows are thinned to what W&B takes (sweep/wandb_rate.py);
-    the run says so once, and its summary counts the rows that were left out (`rows_left_out`).
+    the run says so once, and its summary counts the rows of all its parts that were left out (`rows_left_out`). The
+    last epoch's row goes in any case: at the latest before the summary, or the run's end.
 
     A picture is a row of its own, `pictures/<name>` beside `pictures/epoch`.
 
@@ -141,6 +153,10 @@ class WandbSink(Sink):
         self._run: Any = None
         self.asked_to_stop = False
         self._warned_of_thinning = False
+        self._left_out_epoch: dict[str, float] | None = None  # the latest row of an epoch, where it was left out
+        self._left_out_before = 0  # rows of earlier parts
+        self._left_out_said = 0  # in the run's summary
+        self._noted_at, self._since_noted = -math.inf, 0  # when it was noted what was sent, and rows since
         self.mode, reason = resolve_mode(mode)
         if mode == "online" and self.mode != "online":
             _logger.warning("W&B run %s is %s: %s", identity.id, self.mode, reason)
@@ -152,7 +168,8 @@ class WandbSink(Sink):
             self._held = last_rows(identity.folder, identity.id, kinds)
         if self.mode == "online":
             self._start_online(config)
-        self._budget = RowBudget() if self.mode == "online" else None  # `wandb sync` keeps to the server's rates itself
+        # `wandb sync` keeps to the server's rates itself
+        self._budget = self._resumed_budget(resumed) if self.mode == "online" else None
         if self.mode == "offline":
             self._start_offline(config)
 
@@ -163,10 +180,11 @@ class WandbSink(Sink):
         if self._run is None or self._is_repeated(event):
             return
         if event.level is Level.SUMMARY:
+            self._send_last_epoch()
             self._hand_over()
-            left_out = self._budget.thinned if self._budget is not None else 0
             with self._warned_once("rows"):
-                self._run.summary.update(dict(event.values) | ({"rows_left_out": left_out} if left_out else {}))
+                self._run.summary.update(dict(event.values))
+            self._say_left_out(self._budget.thinned if self._budget is not None else 0)
             return
         if self._budget is not None and not self._has_room(self._budget, event):
             return
@@ -180,35 +198,76 @@ class WandbSink(Sink):
             self._hand_over()
 
     def _has_room(self, budget: RowBudget, event: Event) -> bool:
-        if event.level is not Level.BATCH:
-            budget.count_epoch()
-            return True
-        if budget.takes_update(int(event.values[BATCH_STEP])):
-            return True
-        if not self._warned_of_thinning:
+        if event.level is Level.EPOCH:
+            taken = budget.takes_epoch(self._epoch)
+            self._left_out_epoch = None if taken else dict(event.values)
+        else:
+            taken = budget.takes_update(int(event.values[BATCH_STEP]))
+        self._since_noted += taken
+        if not taken and not self._warned_of_thinning:
             self._warned_of_thinning = True
             _logger.warning(
                 "W&B run %s: this trainer makes more rows than W&B takes (%d a minute), so W&B gets the row of every "
-                "k-th gradient update; batch.csv has all of them",
+                "k-th gradient update (and, where epochs alone are too many, of every k-th epoch); batch.csv and "
+                "epoch.csv have all of them",
                 self._identity.id,
                 ROWS_PER_MINUTE,
             )
-        return False
+        return taken
+
+    def _send_last_epoch(self) -> None:
+        row, self._left_out_epoch = self._left_out_epoch, None
+        if row is not None and self._budget is not None:
+            self._budget.count_last(left_out_epoch=True)
+            self._waiting.append(row)
 
     def _hand_over(self) -> None:
         waiting, self._waiting = self._waiting, []
         for row in waiting:
             with self._warned_once("rows"):
                 self._run.log(row)  # without a step: every call is a row of its own
+        if self._budget is not None and waiting:
+            # as of these rows: those that were left out behind them are given out again where the run is resumed
+            self._say_left_out(self._budget.passed)
+            late = time.monotonic() - self._noted_at > NOTE_EVERY_S or self._since_noted >= NOTE_EVERY_ROWS
+            if late:
+                self._note_sent(NOTE_EVERY_ROWS + HELD_ROWS)
+
+    def _say_left_out(self, here: int) -> None:
+        """Put the rows that were left out, `here` of them by this part, in the run's summary, where they changed."""
+        left_out = self._left_out_before + here
+        if left_out != self._left_out_said:
+            self._left_out_said = left_out
+            with self._warned_once("rows"):
+                self._run.summary.update({"rows_left_out": left_out})
+
+    def _note_sent(self, unknown: int) -> None:
+        if self._budget is not None:
+            self._noted_at, self._since_noted = time.monotonic(), 0
+            passed = self._left_out_before + self._budget.passed
+            sent = SentRows(tuple(self._budget.sent()), self._left_out_said, passed)
+            write_sent_rows(self._identity.folder, self._identity.id, sent, unknown)
+
+    def _resumed_budget(self, resumed: bool) -> RowBudget:
+        """The budget of this part of the run, behind what the parts before it sent."""
+        summary: dict[str, Any] = {}
+        with suppress(Exception):
+            summary = dict(self._run.summary)
+        known = read_sent_rows(self._identity.folder, self._identity.id)
+        self._left_out_before = self._left_out_said = left_out_before(summary, known, resumed)
+        budget = RowBudget(sent=sent_before(summary, known))
+        self._budget = budget
+        self._note_sent(NOTE_EVERY_ROWS + HELD_ROWS)
+        return budget
 
     def picture(self, name: str, image: NDArray[np.uint8]) -> None:
         """Upload an image [H, W, 3] as `pictures/<name>` of the last epoch. A failure is warned of and never raised."""
         if self._run is None:
             return
         self._hand_over()
-        if self._budget is not None:
-            self._budget.count_epoch()
         with self._warned_once("pictures"):
+            if self._budget is not None and not self._budget.takes_picture():
+                raise RuntimeError(f"W&B takes no more than {ROWS_PER_MINUTE} rows a minute")
             import wandb
 
             self._run.log({f"pictures/{name}": wandb.Image(image, file_type="png"), PICTURE_STEP: self._epoch})
@@ -244,7 +303,10 @@ class WandbSink(Sink):
         and never raised.
         """
         if self._run is not None:
+            self._send_last_epoch()  # not behind the NaN
             self._hand_over()
+            if self._budget is not None:
+                self._budget.count_last()
             with self._warned_once("that it diverged"):
                 self._run.log(dict.fromkeys(metrics, math.nan))
                 self._run.summary.update({"diverged": reason})
@@ -270,7 +332,9 @@ class WandbSink(Sink):
     def close(self, exit_code: int) -> None:
         """End the run; waits at most `finish_timeout_s` (and `GRACE_S` where wandb itself hangs)."""
         if self._run is not None:
+            self._send_last_epoch()
             self._hand_over()
+            self._note_sent(0)
         run, self._run = self._run, None
         if run is None:
             return
@@ -379,6 +443,38 @@ class WandbSink(Sink):
     def _note_stop(self) -> None:
         # wandb's default interrupts the process, which may hold other trials' work
         self.asked_to_stop = True
+
+
+def left_out_before(summary: Mapping[str, Any], known: SentRows | None, repeated: bool) -> int:
+    """How many rows earlier parts of an online run left out.
+
+    Args:
+        summary: of the run, at the server.
+        known: what the parts noted here.
+        repeated: the rows behind the last that the server holds are given out once more; they are not counted then.
+    """
+    said = _whole(summary.get("rows_left_out"))
+    if repeated and known is not None and known.left_out == said:
+        return min(known.passed, said)
+    return said
+
+
+def sent_before(summary: Mapping[str, Any], known: SentRows | None) -> Sequence[float]:
+    """How many seconds ago earlier parts of an online run sent their rows of the last minute.
+
+    Where nothing is known of that, and the run has rows, the minute of its last one was full.
+    """
+    if known is not None:
+        return known.ages
+    if BATCH_STEP not in summary and EPOCH_STEP not in summary:
+        return ()
+    last = summary.get("_timestamp")
+    age = max(time.time() - last, 0.0) if isinstance(last, int | float) and math.isfinite(last) else 0.0
+    return [age] * ROWS_PER_MINUTE
+
+
+def _whole(value: object) -> int:
+    return max(int(value), 0) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def _warn(text: str, identity: RunIdentity, error: Exception, *details: object) -> None:

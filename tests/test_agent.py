@@ -23,6 +23,7 @@ from wandb_scheduler_double import SchedulerDouble
 
 from sweep import agent
 from sweep.spec import load_spec
+from sweep.trials_folder import TrialsFolder
 from sweep.wandb_config import wandb_sweep_config
 from tests.sweeping import tiny_content
 
@@ -146,6 +147,29 @@ def test_create_registers_what_print_shows_and_says_how_to_go_on(place):
     assert re.search(rf"^agent +wandb agent --forward-signals 'a team/tactile/{sweep.id}'$", created.stdout, re.M)
     assert place.double.unknown == set()
     assert [path.name for path in place.folder.iterdir()] == ["tiny.yaml"]
+
+
+def test_the_agents_command_leaves_their_number_to_the_machine(place):
+    place.write_spec(search={"presets": [], "startup_trials": 9})
+    created = place.run("-m", "sweep.agent", "tiny.yaml", "--create")
+    (sweep,) = place.double.sweeps.values()
+    assert re.search(rf"^agents +python -m sweep.agents {sweep.path}$", created.stdout, re.M)
+    assert "startup_trials" not in created.stdout, "W&B's own search does not use it"
+
+
+def test_a_results_folder_of_another_spec_is_refused_before_anything_is_registered(place):
+    spec = load_spec(place.write_spec(trainer={"epochs": 17}))
+    TrialsFolder(place.folder / "there", spec).claim("run", spec.trainer)
+    place.write_spec()
+    done = place.run("-m", "sweep.agent", "tiny.yaml", "--create", "--results", "there")
+    assert done.returncode == 2
+    assert "holds a sweep of another spec (trainer." in done.stderr
+    assert done.stderr.endswith("; give another folder with --results DIR\n")
+    (place.folder / "file").touch()
+    done = place.run("-m", "sweep.agent", "tiny.yaml", "--create", "--results", "file")
+    assert done.returncode == 2
+    assert done.stderr == f"error: results: {place.folder}/file is a file; give another folder with --results DIR\n"
+    assert place.double.requests == 0
 
 
 def test_nothing_is_registered_where_the_data_are_not_there(place):

@@ -27,11 +27,13 @@ from model.errors import ConfigError
 from model.sinks import read_csv
 from sweep import agents, shared_service, supervisor
 from sweep.agent_log import LogReader
-from sweep.agents import main, number_of_agents, resources_of, sweep_path
+from sweep.agents import main, number_of_agents, sweep_path, trials_of
 from sweep.resources import Resources
 from sweep.spec import load_spec
 from sweep.supervisor import Place as AgentPlace
 from sweep.supervisor import Supervisor
+from sweep.trial_command import NamedTrial, named_spec, named_trial
+from sweep.trials_folder import TrialsFolder
 from sweep.wandb_config import wandb_sweep_config
 from tests.sweeping import tiny_content
 
@@ -57,17 +59,20 @@ while not mine.with_suffix(".go").exists():
 """
 
 
-class Server(WandbDouble):
-    """It also tells what a sweep's config is."""
+class Silent(WandbDouble):
+    """Does not tell a sweep's config the first time that it is asked for it."""
 
-    def on_GetSweep(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return self.on_SweepWithRuns({"sweep": variables["name"]})
+    asked = 0
+
+    def on_SweepWithRuns(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.asked += 1
+        return {} if self.asked == 1 else super().on_SweepWithRuns(variables)
 
 
 @pytest.fixture
 def place(tmp_path: Path, frame_stores: Path) -> Iterator[Place]:
     """A folder with quick agents; whatever uses the double's address at the end is killed."""
-    with Server() as double, place_of(tmp_path, frame_stores, double) as place:
+    with WandbDouble() as double, place_of(tmp_path, frame_stores, double) as place:
         (tmp_path / "fast").mkdir()
         (tmp_path / "fast" / "sitecustomize.py").write_text(FAST)
         place.environment["PYTHONPATH"] = f"{tmp_path / 'fast'}{os.pathsep}{REPOSITORY}"
@@ -193,7 +198,10 @@ def test_two_agents_share_four_runs_one_service_and_one_store(place, tmp_path):
     for run_id in sweep.runs:
         assert f"run {run_id} began: alpha 0." in shown
         assert f"run {run_id} ended\n" in shown
-    assert shown.endswith("all agents have ended, after 4 runs\n")
+    results = f"results/tiny-{sweep_id}"
+    assert shown.endswith(
+        f"all agents have ended, after 4 runs\ntrials: {results}; report: python -m sweep.report {results}\n"
+    )
 
     assert most_services == 1
     assert len(building) == 1, "two trials that start together make one store"
@@ -245,7 +253,7 @@ def test_a_signal_leaves_checkpoints_and_no_process(place, number):
     for run_id in runs:
         assert (trial_of(place.results(sweep_id), run_id) / "checkpoint" / "last.pt").exists()
     assert family(place) == []
-    assert terminal(place).endswith("stopped after 0 runs\n")
+    assert "\nstopped after 0 runs\n" in terminal(place)
 
 
 @pytest.mark.slow
@@ -341,19 +349,62 @@ def test_an_agent_whose_runs_all_fail_is_not_started_again_and_the_reason_is_sho
     assert "1 did not end well" in shown
 
 
-def test_a_sweep_that_the_server_does_not_know_is_one_line_and_exit_code_2(place):
-    process = place.start("-m", "sweep.agents", "me/p/nosuch", "-n", "1", log="terminal.log")
+@pytest.mark.parametrize("name", ["me/p/nosuch", "nosuch"])
+def test_a_sweep_that_the_server_does_not_know_is_one_line_and_exit_code_2(place, name):
+    process = place.start("-m", "sweep.agents", name, "-n", "1", log="terminal.log")
     assert ended(process, place) == 2
-    assert re.fullmatch(r"error: me/p/nosuch: W&B has no such sweep.*\n", terminal(place))
+    assert re.fullmatch(rf"error: {name}: W&B has no such sweep.*\n", terminal(place))
+    assert not (place.folder / "results").exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_tell_the_config_is_a_note_where_the_number_is_given(place, tmp_path, frame_stores):
+    (tmp_path / "silent").mkdir()
+    with Silent() as double, place_of(tmp_path / "silent", frame_stores, double) as place:
+        (place.folder / "waiting.py").write_text(WAITING)
+        sweep_id = waiting_sweep(place, runs=1)
+        path = double.sweeps[sweep_id].path
+        refused = place.run("-m", "sweep.agents", path)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(f"error: {path}: W&B's server gave an answer without its config; try again")
+        assert refused.stderr.count("\n") == 1
+        double.asked = 0
+        (place.folder / f"{sweep_id}-run0.go").touch()
+        process = supervise(place, sweep_id, "-n", "1")
+        assert ended(process, place) == 0, place.output()
+        assert f"note: {path}: W&B's server gave an answer without its config; the agents are" in terminal(place)
+        assert double.sweeps[sweep_id].handed_out == [f"{sweep_id}-run0"]
 
 
 @pytest.mark.slow
 def test_an_agent_that_the_server_does_not_take_is_one_try_and_says_why(place):
-    process = place.start("-m", "sweep.agents", "nosuch", "-n", "1", log="terminal.log")
+    sweep_id = waiting_sweep(place)
+    place.double.behaviour_of["CreateAgent"] = "refuse_key"
+    process = supervise(place, sweep_id, "-n", "1")
     assert ended(process, place) == 1
     shown = terminal(place)
-    assert re.search(r"agent 0: ended \(code 1: .*nosuch not found\), 0 runs", shown)
+    assert re.search(r"agent 0: ended \(code 1: .*401", shown)
     assert shown.count("started") == 1
+
+
+def test_a_spec_that_is_not_here_or_was_changed_is_an_error_before_an_agent_loses_runs_on_it(place):
+    spec = place.write_spec()
+    sweep_id = register(place, spec)
+    path = place.double.sweeps[sweep_id].path
+    TrialsFolder(place.results(sweep_id), load_spec(spec)).claim("run", load_spec(spec).trainer)
+    place.write_spec(trainer={**tiny_content()["trainer"], "epochs": 17})
+    changed = place.run("-m", "sweep.agents", path, "-n", "2")
+    assert changed.returncode == 2
+    assert "holds a sweep of another spec (trainer.epochs: " in changed.stderr
+    assert changed.stderr.endswith(
+        "; restore tiny.yaml as it was, or make a new sweep: python -m sweep.agent tiny.yaml --create\n"
+    )
+    spec.rename(place.folder / "elsewhere.yaml")
+    missing = place.run("-m", "sweep.agents", path, "-n", "2", "--spec", "elsewhere.yaml")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: tiny.yaml: no such file here, but the sweep's command names it; start ")
+    assert missing.stderr.count("\n") == changed.stderr.count("\n") == 1
+    assert place.double.agents == {}
 
 
 def test_an_agent_that_keeps_dying_is_given_up_after_the_stated_number_of_restarts(monkeypatch, tmp_path, capsys):
@@ -519,6 +570,7 @@ def test_a_web_address_is_refused_with_what_was_meant():
         sweep_path("https://wandb.ai/me/tactile/sweeps/abcd1234?nw=x")
 
 
+NOBODY = "http://127.0.0.1:9"  # nobody listens there
 BAD: dict[str, tuple[list[str], dict[str, str], str]] = {
     "no agent": (["a/b", "-n", "0"], {}, "-n 0: must be a whole number from 1 on"),
     "too many agents": (["a/b", "-n", "4000"], {}, "-n 4000: must be at most 512"),
@@ -538,12 +590,12 @@ def test_bad_input_is_one_line_and_exit_code_2(case, monkeypatch, tmp_path, caps
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name, value in {"WANDB_API_KEY": KEY, **environ}.items():
+    for name, value in {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": NOBODY, **environ}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     out, err = capsys.readouterr()
-    assert out in ("", "note: one agent, since the resources of a trial are not known; give -n, or --spec\n")
+    assert out == "" or re.fullmatch(r"note: a/b: W&B's server did not give it: .*; the agents are started .*\n", out)
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
@@ -552,6 +604,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case, monkeypatch, tmp_path, caps
 
 def test_a_second_supervisor_of_the_same_logs_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", NOBODY)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with FileLock(tmp_path / ".lock"):
         assert main(["a/b", "-n", "1", "--logs", str(tmp_path)]) == 2
@@ -580,18 +633,32 @@ def test_what_cannot_run_here_is_an_error(monkeypatch):
         number_of_agents("1", Resources(gpu=2))
 
 
-def test_resources_are_those_of_the_spec_in_the_sweeps_command_with_its_overrides(monkeypatch, tmp_path):
+def test_trials_are_those_of_the_spec_in_the_sweeps_command_with_its_overrides(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     spec = Path("tiny.yaml")
     spec.write_text(yaml.safe_dump(tiny_content(resources={"cpu": 2})))
     overrides = ["resources.gpu=0.5", "run_cap=3"]
     config = wandb_sweep_config(load_spec(spec, overrides), spec, overrides, Path("elsewhere"))
-    assert resources_of(config) == Resources(cpu=2, gpu=0.5)
-    assert resources_of({"command": ["${env}", "python", "train.py", "${args}"]}) is None
-    assert resources_of({"program": "train.py"}) is None
-    assert resources_of({"command": ["python", "-m", "sweep.trial"]}) is None
-    with pytest.raises(ConfigError, match=r"nosuch\.yaml"):
-        resources_of({"command": ["python", "-m", "sweep.trial", "nosuch.yaml", "${args}"]})
+    trials = trials_of(config, "abcd1234")
+    assert trials is not None
+    assert trials.spec.resources == Resources(cpu=2, gpu=0.5)
+    assert trials.results == Path("elsewhere")
+    plain = trials_of(wandb_sweep_config(load_spec(spec), spec), "abcd1234")
+    assert plain is not None
+    assert plain.results == Path("results/tiny-abcd1234")
+    for foreign in (["${env}", "python", "train.py", "${args}"], ["python", "-m", "sweep.trial"], None):
+        assert trials_of({"command": foreign, "program": "train.py"}, "abcd1234") is None
+    with pytest.raises(ConfigError, match=r"nosuch\.yaml: no such file here"):
+        trials_of({"command": ["python", "-m", "sweep.trial", "nosuch.yaml", "${args}"]}, "abcd1234")
+
+
+@pytest.mark.parametrize("words", [["--set", "a=1", "--results", "out"], ["--set=a=1", "--results=out"]])
+@pytest.mark.parametrize("first", [True, False])
+def test_options_of_a_command_are_read_in_both_forms_and_wherever_they_stand(words, first):
+    rest = [*words, "s.yaml"] if first else ["s.yaml", *words]
+    config = {"command": ["${env}", "python", "-m", "sweep.trial", *rest, "${args}"]}
+    assert named_trial(config) == NamedTrial(Path("s.yaml"), ["a=1"], Path("out"))
+    assert named_spec(config) == (Path("s.yaml"), ["a=1"])
 
 
 # --- the log of an agent
@@ -601,7 +668,9 @@ LOG = f"""wandb: Starting wandb agent
 {AGENTS_WORDS}Running runs: []
 {AGENTS_WORDS}Agent received command: run
 {AGENTS_WORDS}Agent starting run with config:
-\talpha: 0.25
+\talpha: 0.2512345678
+\tbase_lr: 1.23456789e-05
+\tbatch_size: 12345678
 \tmode: joint
 {AGENTS_WORDS}About to run command: /usr/bin/env python -m sweep.trial spec.yaml --alpha=0.25
 error: spec.yaml: no such file
@@ -610,7 +679,10 @@ wandb: ERROR Find detailed error logs at: debug-cli.log
 wandb.sdk.lib.asyncio_manager.AlreadyJoinedError: Cannot schedule tasks after join().
 {AGENTS_WORDS}Cleaning up finished run: ab12
 """
-NEWS = ["run ab12 began: alpha 0.25, mode joint", "run ab12 ended (error: spec.yaml: no such file)"]
+NEWS = [
+    "run ab12 began: alpha 0.251235, base_lr 1.23457e-05, batch_size 12345678, mode joint",
+    "run ab12 ended (error: spec.yaml: no such file)",
+]
 
 
 @given(st.lists(st.integers(0, len(LOG)), max_size=6))

@@ -88,6 +88,7 @@ def test_a_file_that_is_no_mapping_says_what_it_holds(tmp_path, text, kind):
 
 def test_a_missing_file_gets_the_near_name_and_the_list(tmp_path):
     written(tmp_path, "", "alpha_beta.yaml")
+    written(tmp_path, "", ".alpha_betta.yaml")
     written(tmp_path, "", "other.yml")
     with pytest.raises(ConfigError, match=r"no such file. did you mean 'alpha_beta.yaml'\?") as caught:
         load_yaml(tmp_path / "alpha_bata.yaml")

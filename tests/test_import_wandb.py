@@ -518,6 +518,31 @@ def test_states_of_the_server_become_ours(
     assert outcomes == {"0000": Outcome.COMPLETE, "0002": Outcome(expected), "0003": Outcome.DIVERGED}
 
 
+def a_run(epochs: int, rows: list[Row], **summary: float) -> PastRun:
+    """A run of ours that W&B calls finished."""
+    config = {**tiny_spec().trainer.model_dump(mode="json"), "trial": "0000", "sweep": "tiny", "epochs": epochs}
+    return PastRun("r", "r", "finished", config, summary, lambda: (rows, None))
+
+
+def test_a_run_of_ours_that_ended_without_its_summary_was_killed_and_not_stopped() -> None:
+    killed = as_trial(a_run(8, foreign_rows(2)), tiny_spec())
+    assert killed.outcome is Outcome.FAILED
+    assert killed.reason is not None
+    assert killed.reason.startswith("W&B: finished after 2 of 8 epochs, but without summary/total_time_seconds")
+    stopped = as_trial(a_run(8, foreign_rows(2), **{"summary/total_time_seconds": 3.0}), tiny_spec())
+    assert (stopped.outcome, stopped.reason) == (Outcome.PRUNED, "stopped early after 2 epochs")
+    whole = as_trial(a_run(2, foreign_rows(2)), tiny_spec())
+    assert whole.outcome is Outcome.COMPLETE
+
+
+def test_a_run_that_was_stopped_before_its_first_epoch_was_stopped_and_did_not_fail() -> None:
+    rows = [row for row in foreign_rows(1) if "epoch" not in row]
+    assert rows
+    stopped = as_trial(a_run(8, rows, **{"summary/total_time_seconds": 0.5}), tiny_spec())
+    assert (stopped.outcome, stopped.reason) == (Outcome.PRUNED, "stopped early after 0 epochs")
+    assert as_trial(a_run(8, rows), tiny_spec()).outcome is Outcome.FAILED
+
+
 # --- runs of others
 
 

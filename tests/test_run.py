@@ -106,7 +106,8 @@ def test_rows_in_wandb_and_csv_equal_the_updates_done_in_every_trial(finished: t
         history = logged_history(results, folder.name)
         assert [r["batch/iteration"] for r in batches] == list(range(len(batches)))
         assert sum(metrics.BATCH_STEP in r for r in history) == len(batches)
-        assert sum(metrics.EPOCH_STEP in r for r in history) == len(epochs)
+        # beside the epochs' rows a diverged run has one that says only that its metric is NaN
+        assert sum("epoch/train_loss" in r for r in history) == len(epochs)
         if row["state"] != "diverged":
             assert len(batches) == 6 * int(row["epochs_done"])
             assert [r for r in history if metrics.BATCH_STEP in r] == batches

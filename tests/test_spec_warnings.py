@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sweep.spec import load_spec
+from sweep.spec_warnings import warnings_of
 from tests.specs import ALPHA, GRID, make
 
 WIDE: dict[str, Any] = {"weight_decay": {"min": 0.01, "max": 0.1}}
@@ -53,6 +54,8 @@ SPECS = Path(__file__).parents[1] / "sweeps"
         ),
         ({"search": {"sampler": "nsgaii"}}, "16 trials are not even three"),
         ({"search": {"sampler": "gp", "startup_trials": 16}}, "the model never takes over"),
+        ({"program": "train.py"}, "program: it is for W&B's agents"),
+        ({"program": "x.py", "command": ["${env}", "python", "${program}"]}, "command: it is for W&B's agents"),
     ],
 )
 def test_what_is_probably_not_meant_is_one_warning_with_a_remedy(content, part):
@@ -75,3 +78,15 @@ def test_loss_train_is_no_warning_where_nothing_shifts_it():
 @pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_specs_that_come_with_the_code_load_without_a_warning(path):
     assert load_spec(path).warnings() == []
+
+
+def test_a_command_that_starts_our_trial_is_no_warning():
+    assert make(program="sweep/trial.py", command=["${env}", "python", "-m", "sweep.trial", "s.yaml"]).warnings() == []
+
+
+def test_what_the_engine_does_not_use_is_no_warning():
+    spec = make(run_cap=8, program="train.py")
+    assert len(spec.warnings()) == 2
+    (startup,) = warnings_of(spec, "scheduler")
+    assert startup.startswith("search.startup_trials")
+    assert list(warnings_of(spec, "wandb")) == []

@@ -20,8 +20,9 @@ from wandb_double import WandbDouble
 
 from model.metrics import BATCH_NAMES, EPOCH_COLUMNS, Level
 from model.sinks import CsvSink, Event, Row, read_csv
-from sweep import sync
+from sweep import sync, wandb_client, wandb_sink
 from sweep.wandb_client import reset_client
+from sweep.wandb_rest import rows_beyond, thinned
 from sweep.wandb_sink import RunIdentity, WandbSink
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a key: 40 characters
@@ -456,6 +457,125 @@ def test_of_an_online_run_that_outlived_its_server_the_rest_is_sent_once(
     assert sync.main([str(results)]) == 0
     assert capsys.readouterr().out == "no offline runs to upload\n"
     check_rows(server, "online", results)
+
+
+@pytest.fixture
+def cut_off(results: Path, server: WandbDouble, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Leaves an online run whose wandb service died after the first epoch, and its trial; returns W&B's file."""
+    for module in (wandb_sink, wandb_client):  # a dead service does not answer
+        monkeypatch.setattr(module, "GRACE_S", 1.0)
+
+    def leave(run_id: str, state: str, runs: dict[str, str], uid: str = "uid") -> Path:
+        folder = results / "trials" / "0003"
+        sink = WandbSink(
+            RunIdentity(run_id, "n", "s", "tactile", None, results), {}, "online", 10.0, finish_timeout_s=1
+        )
+        csv = CsvSink(folder)
+        events = [*TWO_EPOCHS, SUMMARY]
+        if state == "diverged":
+            events[-2:-2] = [batch(4, **{"batch/loss_total": math.nan})]
+        for place, event in enumerate(events):
+            if place == 3:
+                give_up = time.monotonic() + 60
+                while len(server.rows(run_id)) < 3:
+                    assert time.monotonic() < give_up
+                    time.sleep(0.1)
+                (core,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "wandb-core"]
+                core.kill()
+                core.wait(timeout=10)
+            sink.log(event)
+            csv.log(event)
+        sink.close(0)
+        csv.close(0)
+        reset_client()
+        (results / "trials.csv").write_text(f"trial,state,reason\n0003,{state},loss_total is nan\n")
+        (results / "spec.yaml").write_text("metric: {name: objective/value, goal: minimize}\n")
+        (results / "runs.json").write_text(json.dumps(runs))
+        (results / "provenance.json").write_text(json.dumps({"uid": uid}))
+        (file,) = results.glob(f"wandb/run-*/run-{run_id}.wandb")
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+        return file
+
+    return leave
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run_id", "runs", "state", "code"),
+    [
+        ("agents", {"agents": "0003"}, "complete", 0),
+        ("uid-0003", {}, "pruned", 0),
+        ("agents", {"agents": "0003"}, "diverged", 1),
+        ("uid-0003", {}, "failed", 1),
+    ],
+)
+def test_of_an_online_run_whose_wandb_service_died_the_rest_comes_from_its_trial(
+    run_id: str,
+    runs: dict[str, str],
+    state: str,
+    code: int,
+    cut_off: Callable[..., Path],
+    results: Path,
+    server: WandbDouble,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut_off(run_id, state, runs)
+    assert sync.main([str(results)]) == 0
+    assert f"run {run_id}: uploaded" in capsys.readouterr().out
+    there = rows(server, run_id)
+    if state == "diverged":
+        last = there.pop()
+        assert last.keys() == {"objective/value"}
+        assert math.isnan(last["objective/value"])
+        assert server.summary[run_id]["diverged"] == "loss_total is nan"
+    assert [row["batch/iteration"] for row in there if "epoch" not in row] == [0, 1, 2, 3] + [4] * (state == "diverged")
+    assert [row for row in there if "epoch" in row] == read_csv(results / "trials" / "0003" / "epoch.csv")
+    assert server.summary[run_id]["summary/best_loss"] == 1 / 3
+    assert server.exit_code == {run_id: code}
+    before = len(server.rows(run_id))
+    assert sync.main([str(results)]) == 0
+    assert len(server.rows(run_id)) == before
+
+
+def test_an_online_run_whose_trial_goes_on_is_left_for_later(
+    cut_off: Callable[..., Path], results: Path, server: WandbDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut_off("agents", "running", {"agents": "0003"})
+    assert sync.main([str(results)]) == 0
+    assert "run agents: left out, its trial has not ended\n1 not ended" in capsys.readouterr().out
+    assert len(server.rows("agents")) == 3
+    assert markers(results) == []
+
+
+def test_an_online_run_without_a_trial_whose_file_breaks_off_may_be_incomplete(
+    cut_off: Callable[..., Path], results: Path, server: WandbDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = cut_off("strange", "complete", {"agents": "0003"})
+    assert sync.main([str(results)]) == 1
+    assert "it may be incomplete" in capsys.readouterr().err
+    assert markers(results) == []
+    file.with_suffix(".wandb.synced").touch()  # as the message says
+    assert sync.main([str(results)]) == 0
+
+
+def test_the_rest_is_thinned_to_what_some_minutes_take_and_keeps_the_last_epoch() -> None:
+    trial = [row.values for number in range(5000) for row in (batch(2 * number), batch(2 * number + 1), epoch(number))]
+    lacking = list(rows_beyond(trial, {"batch/iteration": 99, "epoch": 49}))
+    assert len(lacking) == len(trial) - 150
+    chosen = thinned([*lacking, {"objective/value": math.nan}], 4000)
+    assert 2000 < len(chosen) <= 4000
+    assert [row["epoch"] for row in chosen if "epoch" in row] == [*range(50, 5000, 2), 4999]
+    assert math.isnan(chosen[-1]["objective/value"])
+    assert thinned(lacking, 10**6) == lacking
+    assert thinned([], 10) == []
+
+
+def test_the_nan_of_a_divergence_goes_behind_new_rows_or_where_the_page_does_not_say_so() -> None:
+    held = [epoch(0).values, {"objective/value": math.nan, "epoch": 0}, {"pictures/x": 1, "pictures/epoch": 0}]
+    assert list(rows_beyond(held, {"epoch": 0, "diverged": "nan"})) == []
+    (row,) = rows_beyond(held, {"epoch": 0})
+    assert row.keys() == {"objective/value"}
+    assert len(list(rows_beyond(held, {"diverged": "nan"}))) == 2
 
 
 def test_no_process_is_left_behind(record: Callable[..., None], results: Path, server: WandbDouble) -> None:

@@ -264,3 +264,13 @@ def test_median_stopping_is_left_out_and_said():
     spec = make(early_terminate=RULES[3])
     assert "early_terminate" not in wandb_sweep_config(spec, PATH)
     assert any("median" in note for note in notes(spec))
+
+
+@pytest.mark.parametrize(("rule", "forms"), [(RULES[0], [False, True]), (RULES[3], [True])])
+def test_a_metric_that_wandb_learns_at_the_end_only_stops_no_run_and_that_is_said(rule, forms):
+    for scheduler in (False, True):
+        late = make(early_terminate=rule, metric={"name": "summary/best_loss"})
+        said = [note for note in notes(late, scheduler) if "epoch/best_loss_so_far" in note]
+        assert len(said) == (scheduler in forms)
+        each = make(early_terminate=rule, metric={"name": "epoch/best_loss_so_far"})
+        assert not any("summary/best_loss" in note for note in notes(each, scheduler))

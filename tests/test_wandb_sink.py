@@ -26,9 +26,9 @@ from wandb_double import WandbDouble
 from model.errors import ConfigError
 from model.metrics import BATCH_NAMES, EPOCH_COLUMNS, Level
 from model.sinks import CsvSink, Event, read_csv
-from sweep import wandb_sink
+from sweep import wandb_files, wandb_sink
 from sweep.wandb_client import reset_client
-from sweep.wandb_files import last_rows
+from sweep.wandb_files import SentRows, last_rows, read_sent_rows, write_sent_rows
 from sweep.wandb_mode import resolve_mode
 from sweep.wandb_rate import ROWS_PER_MINUTE
 from sweep.wandb_sink import RunIdentity, WandbSink
@@ -505,6 +505,89 @@ def test_a_fast_trainer_sends_no_more_rows_than_wandb_takes_and_says_so_once(
     assert server.summary["trial_1"]["rows_left_out"] == 3000 - len(sent)
 
 
+def test_a_run_that_is_resumed_at_once_keeps_to_the_rate_and_counts_what_all_its_parts_left_out(
+    server: WandbDouble, start: Callable[..., WandbSink]
+) -> None:
+    events = [batch(number) for number in range(2400)]
+    logged: list[Event] = []
+    for part in range(3):
+        sink = start(resumed=part > 0)
+        logged += events[800 * part : 800 * (part + 1)]
+        for event in logged:  # as a resumed trial does: all that it has, then what is new
+            sink.log(event)
+        if part == 2:
+            sink.log(epoch(0))
+            sink.log(summary())
+        sink.close(0 if part == 2 else 1)
+    rows = server.rows("trial_1")
+    sent = [row["batch/iteration"] for row in rows if "batch/iteration" in row]
+    assert 400 < len(rows) <= ROWS_PER_MINUTE
+    assert sent == sorted(set(sent))
+    assert rows[-1] == epoch(0).values
+    assert server.summary["trial_1"]["rows_left_out"] == 2400 - len(sent)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "garbage", "[]", '{"now": "x"}', '{"now": 1e999, "seconds": {"nan": 3}}', None]
+)
+def test_a_resumed_run_of_which_nothing_is_known_begins_as_if_its_last_minute_was_full(
+    content: str | None, server: WandbDouble, start: Callable[..., WandbSink], tmp_path: Path
+) -> None:
+    first = start()
+    first.log(epoch(0))
+    first.close(1)
+    file = tmp_path / "wandb" / "rows-trial_1.json"
+    file.unlink() if content is None else file.write_text(content)
+    second = start(resumed=True)
+    second.log(batch(0))
+    second.log(epoch(1))
+    second.log(summary())
+    second.close(0)
+    assert [row.get("epoch") for row in server.rows("trial_1")] == [0, 1]  # the last epoch's goes in any case
+    assert server.summary["trial_1"]["rows_left_out"] == 1
+
+
+@pytest.mark.parametrize(("aged_s", "known"), [(0, 40), (30, 40), (61, 0), (-3600, 40)])
+def test_what_a_run_sent_counts_for_a_minute_also_where_the_clock_was_set_back(
+    aged_s: float, known: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sent_rows(tmp_path, "a", SentRows(tuple(float(age) / 100 for age in range(40)), 7, 5))
+    now = time.time() + aged_s
+    monkeypatch.setattr(wandb_files.time, "time", lambda: now)
+    read = read_sent_rows(tmp_path, "a")
+    assert read is not None
+    assert (read.left_out, read.passed) == (7, 5)
+    assert len([age for age in read.ages if 0 <= age <= 60]) == known
+
+
+def test_rows_that_a_killed_part_may_have_sent_count(tmp_path: Path) -> None:
+    write_sent_rows(tmp_path, "a", SentRows((1.0, 2.0)), unknown=64)
+    read = read_sent_rows(tmp_path, "a")
+    assert read is not None
+    assert len(read.ages) == 66
+    assert read_sent_rows(tmp_path, "b") is None
+
+
+def test_epochs_above_the_rate_are_thinned_and_the_last_one_arrives_before_the_summary(
+    server: WandbDouble, start: Callable[..., WandbSink]
+) -> None:
+    sink = start()
+    for number in range(1501):
+        sink.log(batch(number))
+        sink.log(epoch(number))
+    sink.log(summary())
+    sink.note_divergence(["objective/value"], "NaN")
+    sink.close(1)
+    rows = server.rows("trial_1")
+    epochs = [row["epoch"] for row in rows[:-1] if "epoch" in row]
+    assert 200 < len(rows) <= ROWS_PER_MINUTE
+    assert epochs == sorted(set(epochs))
+    assert epochs[-1] == 1500
+    assert [math.isnan(float(row["objective/value"])) for row in rows[-2:]] == [False, True]
+    assert server.summary["trial_1"]["epoch"] == 1500
+    assert server.summary["trial_1"]["rows_left_out"] == 2 * 1501 - (len(rows) - 1)
+
+
 def test_an_offline_run_keeps_every_row(start: Callable[..., WandbSink], tmp_path: Path) -> None:
     sink = start(mode="offline")
     for number in range(1500):
@@ -600,7 +683,7 @@ def test_a_failing_server_costs_one_timeout_and_a_warning_and_no_row(
     assert (first.mode, second.mode) == ("offline", "offline")
     assert read_history(tmp_path) == 2 * [event.values for event in TWO_EPOCHS]
     (warning,) = warnings_of(caplog)
-    assert "wandb sync" in warning
+    assert f"python -m sweep.sync {tmp_path}" in warning
     assert KEY not in warning
 
 
@@ -615,8 +698,8 @@ def test_a_server_that_fails_later_does_not_hold_up_the_end_of_a_trial(
     sink.close(0)
     assert time.monotonic() - began < 3.0
     (warning,) = warnings_of(caplog)
-    folder = Path(warning.rpartition("wandb sync ")[2])
-    assert (folder / "run-trial_1.wandb").is_file()
+    folder = Path(warning.rpartition("python -m sweep.sync ")[2])
+    assert len(list(folder.glob("wandb/run-*/run-trial_1.wandb"))) == 1
 
 
 def test_online_is_tried_again_after_a_while(
