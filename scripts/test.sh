@@ -19,7 +19,8 @@ case "${1:-}" in
     ;;
   --slow)
     shift
-    exec python -m pytest -m slow "$@"
+    # a file a worker: its tests share sweeps. Agents mostly wait, so two files at a time take little longer than one
+    exec python -m pytest -n 2 --dist loadfile -m slow "$@"
     ;;
   *)
     exec python -m pytest "$@"
