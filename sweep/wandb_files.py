@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 import psutil
 
 from model.metrics import BATCH_STEP, EPOCH_STEP
-from model.sinks import write_json
 
 INSPECT_LIMIT_S = 60.0
 # wandb's service writes a run's file behind the run's back: `finish` returns, and a killed worker is gone, before the
@@ -25,7 +23,6 @@ QUIET_S, WRITING_LIMIT_S = 2.0, 15.0
 KINDS = OFFLINE, ONLINE = "offline-run", "run"  # how the name of a run's folder begins
 UNREADABLE = "unreadable"
 BROKEN_STREAM = "filestream: fatal error"  # in wandb's log: rows did not arrive
-MOST_ROWS = 2000  # of one second that are looked at
 STILL_WRITTEN_S = 60.0  # a part without an end that another machine wrote to within this time may go on
 
 
@@ -81,61 +78,6 @@ def broken_stream(run_folder: Path) -> str | None:
             if BROKEN_STREAM in line:
                 return str(_object(line).get("msg", BROKEN_STREAM))
     return None
-
-
-@dataclass(frozen=True)
-class SentRows:
-    """What a run's earlier parts told the next one of the rows that they sent online.
-
-    Attributes:
-        ages: how many seconds ago each row of the last minute was sent; one more than that at most for each row.
-        left_out: rows that were left out for W&B's rate, as the run's summary counts them.
-        passed: those of them that come before the last row that went: they are not given out again on a resume.
-    """
-
-    ages: tuple[float, ...] = ()
-    left_out: int = 0
-    passed: int = 0
-
-
-def write_sent_rows(folder: Path, run_id: str, sent: SentRows, unknown: int = 0) -> None:
-    """Keep `sent` in a small file below `folder`/wandb, by the wall clock.
-
-    Args:
-        unknown: so many rows may go before this is called again; 0 at the run's end.
-    """
-    now = time.time()
-    seconds: dict[str, int] = {}
-    for age in sent.ages:
-        second = str(math.ceil(now - age))
-        seconds[second] = seconds.get(second, 0) + 1
-    content = {"now": now, "seconds": seconds, "unknown": unknown, "left_out": sent.left_out, "passed": sent.passed}
-    with suppress(OSError):
-        write_json(_sent_rows_file(folder, run_id), content)
-
-
-def read_sent_rows(folder: Path, run_id: str) -> SentRows | None:
-    """What `write_sent_rows` kept; None where there is nothing, or nothing that can be read.
-
-    Where the clock was set back since, rows count as sent just now.
-    """
-    now = time.time()
-    try:
-        content = json.loads(_sent_rows_file(folder, run_id).read_text(encoding="utf-8"))
-        written = float(content["now"])
-        seconds = {float(second): int(rows) for second, rows in content["seconds"].items()}
-        # of a part that was killed: its last rows may have gone at any time since, but all of them by now
-        seconds[now if now - written < STILL_WRITTEN_S else written] = int(content["unknown"])
-        ages = [max(now - second, 0.0) for second, rows in seconds.items() for _ in range(min(rows, MOST_ROWS))]
-        if not all(map(math.isfinite, ages)):
-            return None
-        return SentRows(tuple(ages), max(int(content["left_out"]), 0), max(int(content["passed"]), 0))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-        return None
-
-
-def _sent_rows_file(folder: Path, run_id: str) -> Path:
-    return folder / "wandb" / f"rows-{run_id}.json"
 
 
 def unsent_marker(run_folder: Path) -> Path:

@@ -30,9 +30,9 @@ from model.sinks import History, read_csv
 from sweep.outcome import Outcome
 from sweep.results import RUNS
 from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
-from sweep.wandb_files import RunFile, SentRows, read_head, read_sent_rows, whole_records, write_sent_rows
+from sweep.wandb_files import RunFile, read_head, whole_records
 from sweep.wandb_rate import ROWS_PER_MINUTE, WINDOW_S, RowBudget
-from sweep.wandb_sink import left_out_before, sent_before
+from sweep.wandb_sent import SentRows, left_out_before, read_sent_rows, sent_before, write_sent_rows
 
 INIT_LIMIT_S, FINISH_LIMIT_S = 30.0, 300.0
 PACED_MINUTES = 5

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +23,10 @@ from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
 from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
-from sweep.wandb_files import (
-    KINDS,
-    OFFLINE,
-    SentRows,
-    broken_stream,
-    last_rows,
-    read_sent_rows,
-    unsent_marker,
-    write_sent_rows,
-)
+from sweep.wandb_files import KINDS, OFFLINE, broken_stream, last_rows, unsent_marker
 from sweep.wandb_mode import Mode, RequestedMode, resolve_mode
 from sweep.wandb_rate import ROWS_PER_MINUTE, RowBudget
+from sweep.wandb_sent import SentRows, left_out_before, read_sent_rows, sent_before, write_sent_rows
 
 RETRY_ONLINE_AFTER_S = 300.0  # after a failure, this long no trial of the process waits for the server again
 OFFLINE_INIT_LIMIT_S = 40.0  # wandb itself waits 30 s for its service process to start
@@ -443,38 +435,6 @@ class WandbSink(Sink):
     def _note_stop(self) -> None:
         # wandb's default interrupts the process, which may hold other trials' work
         self.asked_to_stop = True
-
-
-def left_out_before(summary: Mapping[str, Any], known: SentRows | None, repeated: bool) -> int:
-    """How many rows earlier parts of an online run left out.
-
-    Args:
-        summary: of the run, at the server.
-        known: what the parts noted here.
-        repeated: the rows behind the last that the server holds are given out once more; they are not counted then.
-    """
-    said = _whole(summary.get("rows_left_out"))
-    if repeated and known is not None and known.left_out == said:
-        return min(known.passed, said)
-    return said
-
-
-def sent_before(summary: Mapping[str, Any], known: SentRows | None) -> Sequence[float]:
-    """How many seconds ago earlier parts of an online run sent their rows of the last minute.
-
-    Where nothing is known of that, and the run has rows, the minute of its last one was full.
-    """
-    if known is not None:
-        return known.ages
-    if BATCH_STEP not in summary and EPOCH_STEP not in summary:
-        return ()
-    last = summary.get("_timestamp")
-    age = max(time.time() - last, 0.0) if isinstance(last, int | float) and math.isfinite(last) else 0.0
-    return [age] * ROWS_PER_MINUTE
-
-
-def _whole(value: object) -> int:
-    return max(int(value), 0) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def _warn(text: str, identity: RunIdentity, error: Exception, *details: object) -> None:

@@ -28,9 +28,10 @@ from model.metrics import BATCH_NAMES, EPOCH_COLUMNS, Level
 from model.sinks import CsvSink, Event, read_csv
 from sweep import wandb_files, wandb_sink
 from sweep.wandb_client import reset_client
-from sweep.wandb_files import SentRows, last_rows, read_sent_rows, write_sent_rows
+from sweep.wandb_files import last_rows
 from sweep.wandb_mode import resolve_mode
 from sweep.wandb_rate import ROWS_PER_MINUTE
+from sweep.wandb_sent import SentRows, read_sent_rows, write_sent_rows
 from sweep.wandb_sink import RunIdentity, WandbSink
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a key: 40 characters
