@@ -27,6 +27,7 @@ from wandb.sdk.sweeps.sweep_info import SweepInfo
 from wandb_scheduler_double import SchedulerDouble
 
 from model.errors import ConfigError
+from sweep.agents_study import SAMPLED, epochs_of
 from sweep.plan import first_trials
 from sweep.pruning import Halving, MedianRule, make_pruner
 from sweep.sampler_view import is_diverged
@@ -35,7 +36,7 @@ from sweep.searcher import EPOCHS
 from sweep.spec import load_spec
 from sweep.study import Outcome, SweepStudy
 from sweep.wandb_config import wandb_sweep_config
-from sweep.wandb_scheduler import SAMPLED, epochs_of, spec_of, suggest
+from sweep.wandb_scheduler import spec_of, suggest
 from sweep.warm_start import load_warm_start
 from tests.past_sweeps import Past, past_sweep
 from tests.sweeping import tiny_content, tiny_spec
