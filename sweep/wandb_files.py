@@ -90,8 +90,8 @@ class RunFile:
     """One part of a run: what a `.wandb` file says of it. A run that was resumed has several.
 
     Attributes:
-        started: when, in W&B's words; "" where the file does not say. They sort by time.
-        suffix: of parts that began in one second, the later one's number; 0 of the first.
+        started: when, in W&B's words, in UTC; "" where the file does not say. They sort by time.
+        suffix: of parts whose folders bear the same second, the later one's number; 0 of the first.
         ended: its last record is there.
         readable: as a whole or in part.
     """
@@ -211,8 +211,8 @@ def _run_file(file: Path) -> RunFile:
     return RunFile(
         file=file,
         run_id=run_id,
-        # the second is in the folder's name, too, in local time: of a file that was cut off in its head
-        started=(head.get("start_time") or "")[:19],
+        # to the microsecond, as text that sorts by time: zeros at its end are left out
+        started=(head.get("start_time") or "").rstrip("Z"),
         suffix=int(number) if number.isdecimal() else 0,
         ended=head.get("exit_code") is not None,
         readable=bool(head.get("run_id")),

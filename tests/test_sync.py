@@ -22,6 +22,7 @@ from model.metrics import BATCH_NAMES, EPOCH_COLUMNS, Level
 from model.sinks import CsvSink, Event, Row, read_csv
 from sweep import sync, wandb_client, wandb_sink
 from sweep.wandb_client import reset_client
+from sweep.wandb_files import run_files as parts_of
 from sweep.wandb_rest import rows_beyond, thinned
 from sweep.wandb_sink import RunIdentity, WandbSink
 
@@ -389,6 +390,25 @@ def test_a_damaged_part_goes_as_far_as_it_can_be_read_once_and_the_next_part_beh
     assert len(there) > 10
     check_rows(server, "other", results)
     assert "uploaded (2 parts), as far as its files can be read" in capsys.readouterr().out
+
+
+def test_parts_go_in_the_order_in_which_they_began_whatever_second_their_folders_bear(
+    record: Callable[..., None], results: Path, server: WandbDouble
+) -> None:
+    time.sleep(1 - time.time() % 1)  # so that both most likely begin in one second
+    record("trial", [batch(0), batch(1)], exit_code=1)
+    (first,) = (file.parent for file in run_files(results))
+    first.rename(results / "wandb" / "offline-run-20260101_000000-later")
+    record("trial", [batch(2), batch(3)], resumed=True)
+    (second,) = (file.parent for file in run_files(results) if file.parent.name.endswith("-trial"))
+    second.rename(results / "wandb" / "offline-run-20260101_000000-trial")
+    (results / "wandb" / "offline-run-20260101_000000-later").rename(first)
+    assert [part.file.parent for part in parts_of(results / "wandb")] == [
+        first,
+        second.parent / ("offline-run-20260101_000000-trial"),
+    ]
+    assert sync.main([str(results)]) == 0
+    assert [row["batch/iteration"] for row in server.rows("trial")] == [0, 1, 2, 3]
 
 
 def test_two_syncs_do_not_share_a_folder(
