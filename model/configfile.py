@@ -49,8 +49,9 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+    except (ValueError, RecursionError, OverflowError, AttributeError, LookupError, TypeError) as error:
+        # PyYAML's constructors raise whatever they stumble over where a tag (!!bool) does not fit its value
+        raise ConfigError(f"{where}: not valid YAML: {type(error).__name__}: {error}") from None
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from model.metrics import Level
 
 Row = Mapping[str, float]
 
+_REMEDY = "restore the file, or remove the trial's folder to train the trial again"
+
 
 @dataclass(frozen=True)
 class Event:
@@ -149,19 +151,43 @@ class _Table:
 def _complete_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [line for line in file if line.endswith("\n")]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [line for line in file if line.endswith("\n")]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: damaged, it is no text ({error.reason} at byte {error.start}); {_REMEDY}") from None
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """The rows of a trial's CSV file; empty cells are absent from the row, a half-written last line is left out."""
-    rows = csv.DictReader(_complete_lines(path))
-    return [{name: _number(cell) for name, cell in row.items() if cell not in ("", None)} for row in rows]
+    """The rows of a trial's CSV file; empty cells are absent from the row, a half-written last line is left out.
+
+    Raises UserError, with the line, where a cell is no number or has no column.
+    """
+    reader = csv.DictReader(_complete_lines(path))
+    rows = []
+    try:
+        for cells in reader:
+            rows.append({name: _number(cell) for name, cell in cells.items() if cell not in ("", None)})
+    except (csv.Error, TypeError, ValueError) as error:  # TypeError: of cells without a column
+        where = f"{path}: line {reader.line_num}"
+        raise UserError(f"{where} is damaged ({error}): each cell must be a number or empty; {_REMEDY}") from None
+    return rows
 
 
 def _number(cell: str) -> float:
     value = float(cell)
     return int(value) if value.is_integer() and "." not in cell and "e" not in cell else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where it holds something else, OSError where it cannot be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged, it is not JSON ({error}); {_REMEDY}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged, it holds a {type(content).__name__} instead of an object; {_REMEDY}")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -11,7 +11,6 @@ read, also while the run goes on. The rules are those of sweep/diagnosis.py.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections import Counter
@@ -70,12 +69,14 @@ def load_run(folder: Path) -> Run:
 def _rows(path: Path) -> list[dict[str, float]]:
     try:
         rows = read_csv(path)
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"{path}: damaged ({error}); every cell must be a number or empty") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
     column = STEP_COLUMN[path.name]
     for number, row in enumerate(rows, start=2):
-        if not float(row.get(column, math.nan)).is_integer():
-            raise DataError(f"{path}: line {number} does not tell its epoch; the column {column!r} must hold it")
+        steps = {column: row.get(column, math.nan)} | {name: row[name] for name in STEP_COLUMN.values() if name in row}
+        for name, step in steps.items():
+            if not float(step).is_integer():
+                raise DataError(f"{path}: line {number} does not tell its epoch; the column {name!r} must hold it")
     return rows
 
 

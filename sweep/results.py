@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from model.configfile import load_yaml
 from model.errors import ConfigError, UserError
 from model.metrics import EPOCH_NAMES, EVAL_NAMES, FEATURE_NAMES, OBJECTIVE_NAMES, SUMMARY_NAMES
-from model.sinks import read_csv, write_json, write_text
+from model.sinks import read_csv, read_json, write_json, write_text
 from sweep.space import Space
 from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, Outcome, Record
@@ -242,7 +242,7 @@ class TrialTable:
         }
         summary = folder / "summary.json"
         if summary.exists():
-            row |= json.loads(summary.read_text(encoding="utf-8"))
+            row |= read_json(summary)
         return row
 
     def _effective_mask_ratio(self, record: Record) -> float | None:
