@@ -255,7 +255,6 @@ def test_an_agents_run_that_is_preempted_before_it_trains_is_marked_so(tmp_path:
     assert int(interrupted[1]) < 100  # it looks every half a second, in which a tiny trial trains some epochs
 
 
-
 def test_a_terminal_that_is_gone_does_not_end_the_trial(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, trainer={**TINY_TRAINER, "epochs": 40})
     with subprocess.Popen(
