@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -26,12 +27,14 @@ class Batches:
 
     Attributes:
         mean_patches: the training-set mean frame as normalised patches [N, P].
+        on_batch: is called before each batch of training, evaluation or probe: a sign that the run is alive.
 
     Raises:
         ConfigError: encoder.sensors does not name a sensor of the data.
     """
 
     def __init__(self, config: TrainConfig, clips: Clips, device: torch.device) -> None:
+        self.on_batch: Callable[[], None] = lambda: None
         self._config = config
         self._clips = clips
         self._device = device
@@ -54,6 +57,7 @@ class Batches:
             rows: the part of it that is wanted here.
             unknown: chance that a clip's sensor is hidden.
         """
+        self.on_batch()
         chances = torch.rand(2, len(numbers), generator=generator, device=self._device)[:, rows]
         hidden = None
         if self._sensors is not None:
@@ -82,6 +86,7 @@ class Batches:
         return self._as_they_are(self._clips.held_out, numbers)
 
     def _as_they_are(self, clips: ClipSet, numbers: Tensor) -> Batch:
+        self.on_batch()
         return Batch(self._normalised(self._moved(self._read(clips, numbers))), self._sensors_of(clips, numbers))
 
     def _training_frames(self, numbers: Tensor) -> Tensor:

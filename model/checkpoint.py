@@ -22,11 +22,14 @@ class CheckpointError(UserError):
     """A checkpoint file is missing, damaged, or of another run."""
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], keep_previous: bool = False) -> None:
+def save_checkpoint(
+    path: Path, state: dict[str, Any], keep_previous: bool = False, last_look: Callable[[], None] = lambda: None
+) -> None:
     """Write `state` so that `path` holds the old or the new checkpoint, whatever happens in between.
 
     Args:
         keep_previous: the old one stays, as PREVIOUS, for when the new one turns out to be damaged.
+        last_look: is called when all is written; where it raises, the old one is as it was.
 
     Raises:
         OSError: it cannot be written; the old one is as it was.
@@ -41,6 +44,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep_previous: bool = Fal
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             file.flush()
             os.fsync(file.fileno())
+        last_look()
         if keep_previous and path.exists():
             path.replace(path.with_name(PREVIOUS))
         scratch.replace(path)

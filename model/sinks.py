@@ -123,7 +123,8 @@ class CsvSink:
 class _Table:
     def __init__(self, path: Path, columns: tuple[str, ...], keep_rows: int) -> None:
         self._columns = columns
-        kept = _complete_lines(path)[1 : keep_rows + 1] if keep_rows else []
+        # what is not kept may be damaged
+        kept = _complete_lines(path, errors="replace")[1 : keep_rows + 1] if keep_rows else []
         if len(kept) < keep_rows:
             raise UserError(
                 f"{path}: holds {len(kept)} rows, but the checkpoint was made after {keep_rows}; "
@@ -148,11 +149,11 @@ class _Table:
             self._file.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path, errors: str = "strict") -> list[str]:
     if not path.exists():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors=errors) as file:
             return [line for line in file if line.endswith("\n")]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: damaged, it is no text ({error.reason} at byte {error.start}); {_REMEDY}") from None
@@ -171,6 +172,18 @@ def read_csv(path: Path) -> list[dict[str, float]]:
     except (csv.Error, TypeError, ValueError) as error:  # TypeError: of cells without a column
         where = f"{path}: line {reader.line_num}"
         raise UserError(f"{where} is damaged ({error}): each cell must be a number or empty; {_REMEDY}") from None
+    return rows
+
+
+def sound_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a trial's CSV file before the first one that is damaged; none where there is no file."""
+    columns, *lines = [line.rstrip("\n").split(",") for line in _complete_lines(path, errors="replace")] or [[]]
+    rows: list[dict[str, float]] = []
+    for cells in lines:
+        try:
+            rows.append({name: _number(cell) for name, cell in zip(columns, cells, strict=True) if cell})
+        except ValueError:
+            break
     return rows
 
 
@@ -210,5 +223,18 @@ def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
 def _write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    scratch.write_bytes(content)
-    scratch.replace(path)
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(path)
+    except OSError:  # a full disk, mostly
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+
+
+def remove_scratch(*folders: Path) -> None:
+    """Remove what processes that were killed left of files that they had not yet put in place."""
+    for folder in folders:
+        for pattern in (".*.tmp", "*.csv.tmp"):
+            for left in folder.glob(pattern):
+                left.unlink(missing_ok=True)

@@ -225,7 +225,10 @@ class WandbSettings(Block):
 
 
 class Retries(Block):
-    """What happens to a trial whose process died."""
+    """What happens to a trial whose process died, or hangs."""
 
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often it is started again from its last checkpoint."""
+    hang_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1800
+    """Seconds without a batch of training or evaluation after which a trial's process is ended, and the trial started
+    again; null never ends one. Opening the data is not counted."""

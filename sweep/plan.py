@@ -16,6 +16,7 @@ from model.errors import ConfigError, UserError
 from model.plan import EpochPlan, check_sensors
 from model.probe_task import ProbeTask
 from sweep.candidates import most_candidates
+from sweep.memory import is_wanted
 from sweep.spec import SweepSpec
 from sweep.study import Values
 from sweep.wandb_sink import RunIdentity
@@ -97,12 +98,25 @@ def make_plan(spec: SweepSpec, progress: Progress | None = None, warm: WarmStart
     )
 
 
+def unchecked(spec: SweepSpec) -> list[str]:
+    """What a plan cannot tell before Ray runs, in words."""
+    resources, encoder = spec.resources, spec.trainer.encoder
+    found = []
+    if resources.gpu:
+        found.append(f"that a node has {resources.cpu:g} CPU and {resources.gpu:g} GPU for a trial")
+    if is_wanted(resources):
+        found.append("that trials fit into memory together (resources.memory_probe)")
+    if encoder.pretrained is True:
+        found.append(f"that timm can fetch the weights of {encoder.name} on each node")
+    return found
+
+
 def _check_machine(spec: SweepSpec, base: TrainConfig) -> None:
-    """What of the resources can be told without Ray; on a cluster only its nodes know."""
+    """What of the resources can be told without Ray; on a cluster, or with GPUs, only its nodes know."""
     if base.device == "cuda" and spec.resources.gpu == 0:
         raise ConfigError("trainer.device = 'cuda', but resources.gpu = 0: a trial sees no GPU. Set resources.gpu to 1")
     there = os.cpu_count() or 1
-    if not os.environ.get("RAY_ADDRESS") and spec.resources.cpu > there:
+    if not os.environ.get("RAY_ADDRESS") and not spec.resources.gpu and spec.resources.cpu > there:
         raise ConfigError(f"resources.cpu = {spec.resources.cpu:g}, but this machine has {there}; ask for at most that")
 
 

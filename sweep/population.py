@@ -105,6 +105,12 @@ class PopulationSearcher(StudySearcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # None: not now
         """Ray's call for something to train: the next part of a trial."""
+        if not self._broken:
+            with self._kept():
+                return self._next_part(trial_id)
+        return str(self.FINISHED)
+
+    def _next_part(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._members is None:
             self._members = self._gathered(trial_id)
         members = self._members.values()
@@ -128,6 +134,11 @@ class PopulationSearcher(StudySearcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Ray's word that a part ended, or with it the trial."""
+        if not self._broken:
+            with self._kept():
+                self._part_ended(trial_id, result, error)
+
+    def _part_ended(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         assert self._members is not None
         member = self._members[self._numbers[trial_id]]
         result = {INTERRUPTED: True} if result is None else result

@@ -21,6 +21,9 @@ class Resources(Config):
     """Processes that train the trial's model together, each with its share of batch_size; auto: one for each GPU."""
     max_concurrent: Literal["auto"] | PositiveInt = "auto"
     """Trials at the same time; auto: as many as fit."""
+    memory_probe: Literal["auto", "always", "never"] = "auto"
+    """Measure what one trial takes of the memory before the first one, and refuse what cannot fit (sweep/memory.py);
+    auto: where trials share a GPU."""
 
     @model_validator(mode="after")
     def _a_device_for_each_process(self) -> Self:

@@ -28,7 +28,10 @@ from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, Outcome, Record
 
 # may differ between a sweep and its resumption: they do not change what a trial computes
-FREE_TO_CHANGE = ("description", "run_cap", "wandb", "retries", "entity", "confirm", "resources.max_concurrent")
+FREE_TO_CHANGE = (
+    *("description", "run_cap", "wandb", "retries", "entity", "confirm", "results"),
+    *("resources.max_concurrent", "resources.memory_probe"),
+)
 RUNS = "runs.json"  # of trials that W&B's agents or the user ran one by one (sweep/trials_folder.py)
 RECORDED_PACKAGES = ("torch", "timm", "ray", "optuna", "wandb", "numpy", "pydantic", "tactile-sweep")
 
@@ -96,12 +99,7 @@ class ResultsFolder:
         self.check(spec, resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"results: another process is running this sweep in {self.path} "
-                f"({self._driver()}); wait for it, or give another folder with --results DIR"
-            ) from None
+            self.lock()
         except OSError as error:
             raise ConfigError(
                 f"results: cannot write to {self.path}: {error}. Choose a folder with --results DIR"
@@ -109,6 +107,19 @@ class ResultsFolder:
         self.check(spec, resume)  # again: another driver may have been here between
         self.write_spec(spec)
         self.stop_file.unlink(missing_ok=True)
+
+    def lock(self) -> None:
+        """Keep other drivers out until `close`.
+
+        Raises ConfigError, which says who, where another one is at work in it; OSError where it cannot be written to.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"results: another process is running this sweep in {self.path} "
+                f"({self._driver()}); wait for it, or give another folder with --results DIR"
+            ) from None
 
     def write_spec(self, spec: SweepSpec) -> None:
         """spec.yaml, with every default filled in."""
@@ -173,6 +184,7 @@ class TrialTable:
     """
 
     REWRITE_EVERY_S = 2.0
+    MOST_TIME = 0.05  # share of the driver's time that goes into rewriting: thousands of rows take half a second
 
     def __init__(self, folder: ResultsFolder, spec: SweepSpec, confirming: Space | None = None) -> None:
         self._folder = folder
@@ -181,7 +193,7 @@ class TrialTable:
         self._file = folder.trials_file if confirming is None else folder.confirm_runs_file
         self._name = "preset" if confirming is None else "candidate"  # what the trial's name is a name of
         self._rows: dict[int, dict[str, Any]] = {}
-        self._written_at = 0.0
+        self._written_at = self._write_s = 0.0
 
     def load(self) -> None:
         """Take the rows that the file has. Raises UserError where it is damaged."""
@@ -208,7 +220,7 @@ class TrialTable:
     def columns(self) -> tuple[str, ...]:
         """Column names; metrics are those after the trial's last epoch."""
         last = tuple(name for name in EPOCH_NAMES if name != "epoch")
-        head = ("trial", "state", "reason", self._name, "epochs_done")
+        head = ("trial", "state", "reason", self._name, "epochs_done", "seconds")
         return (
             *head,
             *self._space.parameters,
@@ -220,10 +232,14 @@ class TrialTable:
             *SUMMARY_NAMES,
         )
 
-    def update(self, record: Record) -> None:
-        """Put a trial's row in its present state."""
+    def put(self, record: Record) -> None:
+        """Put a trial's row in its present state; nothing is written."""
         self._rows[record.number] = self.row(record)
-        if time.monotonic() - self._written_at > self.REWRITE_EVERY_S:
+
+    def update(self, record: Record) -> None:
+        """Put a trial's row in its present state, and write the file where that is due."""
+        self.put(record)
+        if time.monotonic() - self._written_at > max(self.REWRITE_EVERY_S, self._write_s / self.MOST_TIME):
             self.write()
 
     def row(self, record: Record) -> dict[str, Any]:
@@ -236,6 +252,7 @@ class TrialTable:
             "reason": record.reason,
             self._name: record.preset,
             "epochs_done": len(epochs),
+            "seconds": record.seconds or None,
             **record.values,
             "effective_mask_ratio": self._effective_mask_ratio(record),
             **(epochs[-1] if epochs else {}),
@@ -253,19 +270,28 @@ class TrialTable:
 
     def write(self) -> None:
         """Write all rows, by trial."""
+        began = time.monotonic()
         self._write(self._file, sorted(self._rows))
         self._written_at = time.monotonic()
+        self._write_s = self._written_at - began
 
     def write_front(self, front: Iterable[Record]) -> None:
         """pareto.csv: the rows of these trials, in this order."""
         self._write(self._folder.front_file, [record.number for record in front])
 
+    def text(self) -> str:
+        """The file as it should be."""
+        return self._text(sorted(self._rows))
+
     def _write(self, file: Path, numbers: Iterable[int]) -> None:
+        write_text(file, self._text(numbers))
+
+    def _text(self, numbers: Iterable[int]) -> str:
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows[number] for number in numbers)
-        write_text(file, text.getvalue())
+        return text.getvalue()
 
 
 def _session() -> dict[str, Any]:

@@ -10,22 +10,28 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
 
 from model.bars import decoding
-from model.errors import UserError
+from model.errors import ConfigError, UserError
+from sweep import cluster
 from sweep.conclusion import Conclusion
 from sweep.confirm import Confirmation
+from sweep.faults import MachineError, storage_trouble
 from sweep.findings import write_best, write_conclusion, write_front, write_report_or_say_why_not
 from sweep.front import front_of
-from sweep.plan import SweepPlan, make_plan
+from sweep.halt import GO_ON, MACHINE_FAILED
+from sweep.plan import SweepPlan, make_plan, unchecked
 from sweep.progress import Progress
+from sweep.remote import is_url
+from sweep.repair import mended_for_resume
 from sweep.results import ResultsFolder, TrialTable
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import JOURNAL, Outcome, Record, SweepStudy, best
+from sweep.sweep_mirror import SweepMirror
 from sweep.terminal import print_conclusion, print_counts, print_front, print_next_steps, print_plan, print_summary
 from sweep.warm_start import WarmStart, load_warm_start
 
@@ -46,32 +52,87 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="set a key of the spec, repeatable",
     )
-    result.add_argument("--results", type=Path, metavar="DIR", help="results folder (default: results/<name>)")
+    result.add_argument(
+        "--results",
+        metavar="PLACE",
+        help="results folder, or s3://bucket/folder, or gs://... (default: the spec's results, else results/<name>)",
+    )
     result.add_argument("--resume", action="store_true", help="go on with the sweep in the results folder")
+    result.add_argument(
+        "--resume-or-start",
+        action="store_true",
+        help="go on where the results folder holds the sweep, else start it: for schedulers that start a job again",
+    )
+    result.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="join a running Ray cluster: auto, or HOST:PORT of its head; absent: RAY_ADDRESS, else this machine alone",
+    )
     result.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     return result
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 done, 1 no trial finished, 2 bad input, 130 stopped by the user."""
+    """Run the command; returns the exit code.
+
+    0 done, 1 no trial finished, 2 bad input, 3 the machine failed (a full disk, Ray died), 130 stopped by the user.
+    """
     options = parser().parse_args(arguments)
     console = Console(highlight=False)
     try:
-        spec = load_spec(options.spec, options.options)
-        folder = ResultsFolder(options.results or Path("results") / spec.name)
-        return run(spec, folder, console, resume=options.resume, dry_run=options.dry_run)
+        with cluster.named(options.address):
+            return _run_command(options, console)
+    except MachineError as error:
+        _print_error(str(error))
+        return MACHINE_FAILED
     except UserError as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        _print_error(str(error))
         return 2
+    except OSError as error:
+        if (trouble := storage_trouble(error)) is None:
+            raise
+        _print_error(f"{trouble}; {GO_ON}")
+        return MACHINE_FAILED
     except (KeyboardInterrupt, SystemExit):  # the latter: SIGTERM while Ray starts
         print("stopped at once; go on with the same command and --resume, if the sweep had begun", file=sys.stderr)
         return 130
 
 
+def _run_command(options: argparse.Namespace, console: Console) -> int:
+    spec = load_spec(options.spec, options.options)
+    place = options.results or spec.results or str(Path("results") / spec.name)
+    if not is_url(place):
+        folder = ResultsFolder(Path(place))
+        return run(spec, folder, console, resume=_resumes(options, folder), dry_run=options.dry_run)
+    mirror = _mirror(spec, place, console)
+    with mirror.opened(options.resume or options.resume_or_start, options.dry_run):
+        folder = ResultsFolder(mirror.folder)
+        resume = _resumes(options, folder)
+        return run(spec, folder, console, resume=resume, dry_run=options.dry_run, mirror=mirror)
+
+
+def _resumes(options: argparse.Namespace, folder: ResultsFolder) -> bool:
+    return bool(options.resume or (options.resume_or_start and folder.spec_file.exists()))
+
+
+def _print_error(text: str) -> None:
+    Console(stderr=True, highlight=False).print(f"error: {text}", style="red", markup=False, soft_wrap=True)
+
+
 def run(
-    spec: SweepSpec, folder: ResultsFolder, console: Console, *, resume: bool = False, dry_run: bool = False
+    spec: SweepSpec,
+    folder: ResultsFolder,
+    console: Console,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    mirror: SweepMirror | None = None,
 ) -> int:
-    """Check, plan, run, sum up; returns the exit code. Raises UserError for bad input, before anything is started."""
+    """Check, plan, run, sum up; returns the exit code. Raises UserError for bad input, before anything is started.
+
+    Args:
+        mirror: open; `folder` is the local copy of its URL.
+    """
     for warning in spec.warnings():
         console.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
     folder.check(spec, resume)
@@ -80,21 +141,33 @@ def run(
         console.print(note, markup=False, soft_wrap=True)
     plan = _plan_with_bar(spec, console, warm)
     print_plan(plan, folder, console)
+    if mirror is not None:
+        console.print(f"           copied to {mirror.url}", markup=False, soft_wrap=True)
     if dry_run:
-        console.print("dry run: everything was checked, nothing was started")
+        left = unchecked(spec)
+        checked = "spec, data and model were" if left else "everything was"
+        console.print(f"dry run: {checked} checked, nothing was started", markup=False)
+        if left:
+            console.print(f"not checked: {'; '.join(left)}", markup=False, soft_wrap=True)
         return 0
     folder.open(spec, resume)
     try:
-        return _run_open(plan, folder, console)
+        if resume:
+            for line in mended_for_resume(folder.path, spec):
+                console.print(line, markup=False, soft_wrap=True)
+        with nullcontext() if mirror is None else mirror.running():
+            return _run_open(plan, folder, console, mirror)
     except UserError:
         if not resume:
             folder.discard()  # nothing was computed: the mended spec may use the same folder
+            if mirror is not None:
+                mirror.discard()
         raise
     finally:
         folder.close()
 
 
-def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console) -> int:
+def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console, mirror: SweepMirror | None) -> int:
     spec = plan.spec
     uid = folder.write_provenance(spec)
     if spec.search.warm_start:
@@ -105,7 +178,7 @@ def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console) -> int:
         console.print(f"all {spec.num_trials} trials are done already; --set run_cap={spec.num_trials * 2} adds more")
     else:
         folder.conclusion_file.unlink(missing_ok=True)  # the trials to come may change what is to be confirmed
-    stopped = _run_trials(plan, folder, study, uid, max(to_run, 0), console)
+    stopped = _run_trials(plan, folder, study, uid, max(to_run, 0), console, mirror)
     records = study.records()
     if spec.metrics:
         return _end_with_front(spec, folder, records, stopped, console)
@@ -115,7 +188,7 @@ def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console) -> int:
     if winner is not None:
         config = write_best(spec, folder, winner)
         if spec.confirm is not None and not stopped:
-            conclusion, stopped = _confirm(plan, folder, records, uid, console)
+            conclusion, stopped = _confirm(plan, folder, records, uid, console, mirror)
             config = write_best(spec, folder, winner, conclusion)
     confirmed = conclusion is not None and conclusion.confirmed
     write_report_or_say_why_not(folder, console)
@@ -150,7 +223,13 @@ def _end_with_front(
 
 
 def _run_trials(
-    plan: SweepPlan, folder: ResultsFolder, study: SweepStudy, uid: str, to_run: int, console: Console
+    plan: SweepPlan,
+    folder: ResultsFolder,
+    study: SweepStudy,
+    uid: str,
+    to_run: int,
+    console: Console,
+    mirror: SweepMirror | None,
 ) -> bool:
     """Run trials of the search, or of the confirmation, to their ends; True where the user stopped it."""
     spec, confirming = plan.spec, isinstance(study, Confirmation)
@@ -165,6 +244,12 @@ def _run_trials(
 
     if records:
         console.print(f"resuming: {len(ended)} trials are done, {study.unfinished} go on, {to_run} to run in all")
+
+    def note_ended(record: Record) -> None:
+        table.update(record)
+        if mirror is not None:
+            mirror.ended(record)
+
     progress = Progress(
         console,
         num_trials=len(ended) + to_run,
@@ -173,15 +258,21 @@ def _run_trials(
         find=study.record,
         sign=1.0 if spec.metric.goal == "minimize" else -1.0,
         metric=spec.metric.name,
-        on_ended=table.update,
+        on_ended=note_ended,
         competing=not confirming and not spec.metrics,
     )
     for record in ended:
         progress.note_best(record)
     with progress:
         try:
-            return run_trials(spec, folder, study, uid, to_run, progress, search=not confirming)
+            remote = None if mirror is None else mirror.url
+            stopped = run_trials(spec, folder, study, uid, to_run, progress, search=not confirming, remote=remote)
+            if mirror is not None:
+                mirror.hurry = stopped
+            return stopped
         finally:
+            if mirror is not None:
+                mirror.pull()  # the files of trials that ran on other machines
             for record in study.records():
                 table.update(record)
             table.write()
@@ -192,7 +283,12 @@ def _ended(study: SweepStudy) -> list[Record]:
 
 
 def _confirm(
-    plan: SweepPlan, folder: ResultsFolder, records: list[Record], uid: str, console: Console
+    plan: SweepPlan,
+    folder: ResultsFolder,
+    records: list[Record],
+    uid: str,
+    console: Console,
+    mirror: SweepMirror | None,
 ) -> tuple[Conclusion, bool]:
     """Train the search's best configs and the presets again; what that shows, and whether the user stopped it."""
     with _usable_study(folder):
@@ -204,8 +300,18 @@ def _confirm(
         soft_wrap=True,
     )
     write_conclusion(folder, confirmation.conclude())  # a killed confirmation leaves no older one behind
-    stopped = _run_trials(plan, folder, confirmation, uid, confirmation.to_run, console)
+    stopped = _run_trials(plan, folder, confirmation, uid, confirmation.to_run, console, mirror)
     return write_conclusion(folder, confirmation.conclude()), stopped
+
+
+def _mirror(spec: SweepSpec, url: str, console: Console) -> SweepMirror:
+    """For results at a URL. Raises ConfigError for a sweep that cannot have them there."""
+    if spec.search.pbt is not None:
+        raise ConfigError(
+            f"results: {url}: population-based training (search.pbt) copies weights between trials, which needs a "
+            "folder that all nodes share; give one with --results DIR"
+        )
+    return SweepMirror(url, lambda text: console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True))
 
 
 def _open_study(plan: SweepPlan, folder: ResultsFolder) -> SweepStudy:

@@ -7,7 +7,8 @@ is told as what it is, and the study's journal is all the state there is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -15,6 +16,7 @@ from ray.tune.search import Searcher
 from model.config import TrainConfig
 from model.errors import ConfigError
 from sweep.blocks import MetricSettings
+from sweep.faults import storage_trouble
 from sweep.stopping import StopRules
 from sweep.study import Outcome, Suggestion, SweepStudy
 
@@ -24,6 +26,7 @@ FINISHED, DIVERGED, INTERRUPTED = "trial_finished", "trial_diverged", "trial_int
 SECONDS = "time_total_s"  # Tune's own: what the trial took so far in this session
 PAUSED = "trial_paused"  # a part of the trial is done, and it goes on in another (sweep/population.py)
 REFUSED = "trial_refused"  # bad input that only the worker could find: why; it is not tried again
+TROUBLE = "trial_trouble"  # of an interrupted trial: why its machine cannot go on, such as a full disk
 
 
 class StudySearcher(Searcher):
@@ -38,7 +41,10 @@ class StudySearcher(Searcher):
         rules: when no new trial starts although some are left; they are fed with what the study holds.
 
     Attributes:
-        stopping: set it to hand out no more trials.
+        stopping: set it to hand out no more trials. One that crashes from then on is left for a later driver.
+        on_trouble: is called where the study or a worker cannot write: with what is wrong. Nothing is kept from then
+            on of what the study could not take.
+        machine_failed: whether a trial that crashed did so because Ray itself has died; it is left for a later driver.
         ended_by: the stop rule that ended the search; None where all trials were handed out.
     """
 
@@ -61,6 +67,9 @@ class StudySearcher(Searcher):
         self._numbers: dict[str, int] = {}
         self._seconds: dict[str, float] = {}  # of running trials, as last reported
         self.stopping = False
+        self.on_trouble: Callable[[str], None] = lambda trouble: None
+        self.machine_failed: Callable[[], bool] = lambda: False
+        self._broken = False  # the study could not be written
         self.ended_by: str | None = None
         if rules is not None:
             for record in study.ended():
@@ -68,6 +77,12 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Ray's call for a new trial."""
+        if not self._broken:
+            with self._kept():
+                return self._suggested(trial_id)
+        return str(Searcher.FINISHED)
+
+    def _suggested(self, trial_id: str) -> dict[str, Any] | str:
         while self._left > 0 and not self.stopping:
             if self._rules is not None and not self._study.unfinished:  # what was begun is ended
                 self.ended_by = self._rules.reason(self._study.search_s)
@@ -96,14 +111,27 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Ray's word of an epoch after which the trial goes on."""
         self._seconds[trial_id] = result.get(SECONDS, 0.0)
-        self._study.report(self._numbers[trial_id], result[EPOCHS] - 1, *self._values(result))
+        if self._broken:
+            return
+        with self._kept():
+            self._study.report(self._numbers[trial_id], result[EPOCHS] - 1, *self._values(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Ray's word that the trial ended: finished, stopped by the scheduler, diverged, interrupted or crashed."""
+        if result is not None and result.get(TROUBLE):
+            self.on_trouble(str(result[TROUBLE]))
+        if self._broken:
+            return
+        with self._kept():
+            self._ended(trial_id, result, error)
+
+    def _ended(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         number = self._numbers.pop(trial_id)
         known = self._seconds.pop(trial_id, 0.0)
         seconds = (result or {}).get(SECONDS, known)  # Ray tells no result of a crash
-        if error:
+        if error and (self.stopping or self.machine_failed()):  # what ends the sweep may have killed it
+            self._study.release(number, seconds)
+        elif error:
             self._finish(number, Outcome.FAILED, seconds, self._crash_reason(number))
         elif result is None or result.get(INTERRUPTED):
             self._study.release(number, seconds)
@@ -121,6 +149,17 @@ class StudySearcher(Searcher):
                 self._finish(number, Outcome.COMPLETE, seconds)
             else:
                 self._finish(number, Outcome.PRUNED, seconds, f"stopped early after {result[EPOCHS]} epochs")
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Within, what the file system refuses is told instead of raised: to Ray it would be a crash of the trial."""
+        try:
+            yield
+        except OSError as error:
+            if (trouble := storage_trouble(error)) is None:
+                raise
+            self._broken = True
+            self.on_trouble(trouble)
 
     def _finish(self, number: int, outcome: Outcome, seconds: float, reason: str | None = None) -> None:
         record = self._study.finish(number, outcome, reason, seconds)

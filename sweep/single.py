@@ -29,7 +29,10 @@ from typing import TYPE_CHECKING, Any
 from model.config import TrainConfig
 from model.errors import ConfigError, UserError
 from sweep.arguments import parse_parameters, read_parameter_file
+from sweep.faults import MachineError, storage_trouble
+from sweep.halt import MACHINE_FAILED
 from sweep.outcome import Outcome
+from sweep.ownership import TakenOverError
 from sweep.scored import field_value
 from sweep.slots import SERVICE, SLOT, devices_of, visible_devices
 from sweep.spec import SweepSpec, load_spec
@@ -100,8 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code.
 
     0 the trial ended: it finished, or W&B stopped it, or (for an agent, which gives up after three failures) diverged;
-    1 it diverged; 2 bad input. SIGTERM, Ctrl-C and a closed terminal leave a checkpoint; the process then dies of the
-    signal.
+    1 it diverged, or hung (retries.hang_s); 2 bad input; 3 the disk is full. SIGTERM, Ctrl-C and a closed terminal
+    leave a checkpoint; the process then dies of the signal.
     """
     options, words = parser().parse_known_args(arguments)
     agent = AgentRun.of_environment()
@@ -112,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
             code = _run(options, words, agent, signals)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return MACHINE_FAILED if isinstance(error, MachineError) else 2
     signals.die_of_it()
     return code
 
@@ -154,6 +157,7 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
         wandb_run=agent.run if agent is not None else None,
         wandb_sweep=agent.sweep if agent is not None else None,
         processes=spec.resources.num_processes,
+        hang_s=spec.retries.hang_s,
     )
     shown = ", ".join(f"{name} {value}" for name, value in given.items()) or "the spec's own values"
     _say(f"trial {record.trial}: {shown}; {job.folder}")
@@ -161,7 +165,12 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
     try:
         run = TrialRun(job, should_stop=lambda: signals.caught_one is not None, obeys_wandb=True)
         return _train(run, folder, record, spec, agent is not None)
+    except TakenOverError as error:
+        _say(str(error))
+        os._exit(MACHINE_FAILED)  # at an orderly end W&B's client would close the run, which goes on elsewhere
     except Exception as error:
+        if (trouble := storage_trouble(error)) is not None:
+            raise MachineError(f"{trouble}; make room, and start it again: it goes on from its checkpoint") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         folder.ended(record, config, Outcome.FAILED, reason=reason)
         raise

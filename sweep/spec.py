@@ -29,6 +29,7 @@ from sweep.blocks import (
 )
 from sweep.grammar import flatten, nest, parse_entry
 from sweep.objective import ObjectiveSettings
+from sweep.remote import checked_url, is_url
 from sweep.resources import Resources
 from sweep.search_checks import check_search
 from sweep.space import Space
@@ -99,6 +100,9 @@ class SweepSpec(Block):
     """W&B recording."""
     retries: Retries = Retries()
     """After a crash."""
+    results: str | None = None
+    """Where `python -m sweep.run` puts the results: a folder, s3://bucket/folder or gs://bucket/folder; --results goes
+    before it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -128,6 +132,13 @@ class SweepSpec(Block):
                 f"{name!r} cannot name the results folder; use letters, digits, '.', '_' and '-', no '.' in front"
             )
         return folder
+
+    @field_validator("results")
+    @classmethod
+    def _a_place(cls, place: str | None) -> str | None:
+        if place is not None and not place.strip():
+            raise ValueError(f"{place!r} names no folder; give a folder or a URL, or leave it out")
+        return checked_url(place) if place is not None and is_url(place) else place
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -216,6 +227,8 @@ class SweepSpec(Block):
         for key in OUR_BLOCKS:
             if (block := getattr(self, key)) is not None:
                 content[key] = block.model_dump(mode="json")
+        if self.results is not None:
+            content["results"] = self.results
         for name in self.parameters:
             if name not in self.given_of_trainer:  # written out, it would look like a second value for the parameter
                 *parents, last = name.split(".")

@@ -156,6 +156,12 @@ class SweepStudy:
             preset=trial.user_attrs.get("preset"),
         )
 
+    def take_up(self, number: int) -> None:
+        """Take a trial that an earlier driver left unfinished out of what `next` hands out: its end is told next."""
+        frozen = next(trial for trial in self._unfinished if trial.number == number)
+        self._unfinished.remove(frozen)
+        self._running[number] = Trial(self._study, frozen._trial_id)
+
     def trial_name(self, number: int) -> str:
         """Id of the trial with this number."""
         return f"{self._prefix}{number:04d}"
@@ -179,7 +185,7 @@ class SweepStudy:
         self._add_seconds(trial, seconds)
         self._study.set_user_attr(SEARCH_SECONDS, self.search_s)
         if outcome is Outcome.COMPLETE:
-            _, values = _last(self._frozen(trial))
+            _, values = last_reported(self._frozen(trial))
             self._study.tell(trial, list(values))
         elif outcome is Outcome.PRUNED:
             self._study.tell(trial, state=TrialState.PRUNED)
@@ -232,20 +238,7 @@ class SweepStudy:
         return {trial.number: dict(trial.intermediate_values) for trial in self._study.get_trials(deepcopy=False)}
 
     def _record(self, trial: FrozenTrial) -> Record:
-        epoch, values = _last(trial)
-        return Record(
-            number=trial.number,
-            trial=self.trial_name(trial.number),
-            values=self.space.to_values(trial.params),
-            preset=trial.user_attrs.get("preset"),
-            outcome=Outcome(trial.user_attrs["outcome"]) if trial.state.is_finished() else Outcome.RUNNING,
-            value=values[0] if values else None,
-            epochs=epoch + 1,
-            reason=trial.user_attrs.get("reason"),
-            objectives=values,
-            seconds=trial.user_attrs.get("seconds", 0.0),
-            final_values=trial.user_attrs.get("final_values"),
-        )
+        return record_of(trial, self.trial_name(trial.number), self.space)
 
     def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
         return make_sampler(
@@ -280,7 +273,25 @@ def _reported(trial: Trial) -> dict[int, float]:
     return frozen.intermediate_values
 
 
-def _last(trial: FrozenTrial) -> tuple[int, tuple[float, ...]]:
+def record_of(trial: FrozenTrial, name: str, space: Space) -> Record:
+    """A trial of a study, begun before, whose id is `name`."""
+    epoch, values = last_reported(trial)
+    return Record(
+        number=trial.number,
+        trial=name,
+        values=space.to_values(trial.params),
+        preset=trial.user_attrs.get("preset"),
+        outcome=Outcome(trial.user_attrs["outcome"]) if trial.state.is_finished() else Outcome.RUNNING,
+        value=values[0] if values else None,
+        epochs=epoch + 1,
+        reason=trial.user_attrs.get("reason"),
+        objectives=values,
+        seconds=trial.user_attrs.get("seconds", 0.0),
+        final_values=trial.user_attrs.get("final_values"),
+    )
+
+
+def last_reported(trial: FrozenTrial) -> tuple[int, tuple[float, ...]]:
     """(epoch from 0, values) as last reported; (-1, ()) before."""
     if "last" in trial.user_attrs:
         epoch, values = trial.user_attrs["last"]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from model.errors import UserError
-from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, PAUSED, REFUSED
+from model.metrics import OBJECTIVE_NAMES
+from sweep.faults import storage_trouble
+from sweep.ownership import TakenOverError
+from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, PAUSED, REFUSED, TROUBLE
 
 if TYPE_CHECKING:
     from sweep.trial import TrialRun
@@ -21,6 +28,11 @@ logger = logging.getLogger(__name__)
 
 ERROR_FILE = "error.txt"
 WARNINGS = "trial_warnings"  # key of a result: what the driver should tell the user
+SAME_REQUEST_S = 3.0  # within which the driver, too, has got a SIGTERM that was sent to all
+
+
+class WorkerTerminatedError(RuntimeError):
+    """This worker alone is to end: its node is taken away, for example."""
 
 
 class SweepTrainable(tune.Trainable):
@@ -38,13 +50,16 @@ class SweepTrainable(tune.Trainable):
         torch.set_num_threads(config["threads"])
         self._run: TrialRun | None = None
         self._warnings: list[str] = []
+        self._terminated = threading.Event()
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Close the trial before, which gets no `cleanup`, and take the next."""
-        with _collected_warnings(self._warnings):
+        with _collected_warnings(self._warnings), _ending_when_late():
             try:
                 self._close()
+            except TakenOverError:
+                raise
             except Exception as error:  # it is not the next trial's fault
                 logger.warning("the end of trial %s was not recorded: %s", self._job.trial, error)
                 self._run = None
@@ -62,23 +77,31 @@ class SweepTrainable(tune.Trainable):
         """One epoch."""
         from sweep.trial import TrialRun
 
-        with _collected_warnings(self._warnings):
+        with _collected_warnings(self._warnings), _ending_when_late(), _noted(signal.SIGTERM, self._terminated):
             try:
                 if self._run is None:
                     if self._stop_file.exists():
                         return {INTERRUPTED: True, "done": True}
                     (self._job.folder / ERROR_FILE).unlink(missing_ok=True)  # of an attempt before this one
-                    self._run = TrialRun(self._job, should_stop=self._stop_file.exists)
+                    self._run = TrialRun(self._job, should_stop=self._should_stop)
                 report = self._run.run_epoch()
-            except UserError as error:
-                return {REFUSED: str(error), "done": True}
-            except Exception:
+                if report.interrupted and self._terminated.is_set():
+                    self._wait_for_the_driver_to_stop()
+            except TakenOverError:
+                raise
+            except Exception as error:
+                if (trouble := storage_trouble(error, self._job.folder)) is not None:
+                    return {INTERRUPTED: True, TROUBLE: trouble, "done": True}
+                if isinstance(error, UserError):
+                    return {REFUSED: str(error), "done": True}
                 self._job.folder.mkdir(parents=True, exist_ok=True)
                 (self._job.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
                 raise
         warnings, self._warnings = self._warnings, []
+        # Tune keeps averages of every number it is told, for every trial: 70 KiB of the driver's memory for all of them
+        told = (*self._job.metrics, *OBJECTIVE_NAMES)
         result = {
-            **report.metrics,
+            **{name: report.metrics[name] for name in told if name in report.metrics},
             EPOCHS: report.epochs,
             FINISHED: report.finished,
             DIVERGED: report.diverged,
@@ -88,9 +111,22 @@ class SweepTrainable(tune.Trainable):
         }
         return result | ({WARNINGS: warnings} if warnings else {})
 
+    def _should_stop(self) -> bool:
+        return self._terminated.is_set() or self._stop_file.exists()
+
+    def _wait_for_the_driver_to_stop(self) -> None:
+        """Some schedulers send SIGTERM to every process of a sweep. Raises WorkerTerminatedError where only this
+        worker got it: the trial then goes on in another one, from the checkpoint that it has left."""
+        give_up = time.monotonic() + SAME_REQUEST_S
+        while not self._stop_file.exists():
+            if time.monotonic() > give_up:
+                raise WorkerTerminatedError("the trial's worker was sent SIGTERM; the trial left a checkpoint")
+            time.sleep(0.05)
+
     def cleanup(self) -> None:
         """The worker ends."""
-        self._close()
+        with _ending_when_late():
+            self._close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For Tune's own use of checkpoints; a trial that is resumed uses its folder's."""
@@ -106,6 +142,31 @@ class SweepTrainable(tune.Trainable):
 
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # the next model may have another size
+
+
+@contextmanager
+def _ending_when_late() -> Iterator[None]:
+    """End this process where its trial was given to another one.
+
+    At once: at an orderly end W&B's client would still close the run, which goes on elsewhere.
+    """
+    try:
+        yield
+    except TakenOverError:
+        os._exit(1)
+
+
+@contextmanager
+def _noted(number: signal.Signals, came: threading.Event) -> Iterator[None]:
+    """Within, the signal sets the event, where Ray would end the worker at once. In the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, lambda *_: came.set())
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,18 +40,23 @@ from model.device import pick_device, pick_precision
 from model.fields import PositiveInt
 from model.folder import LAST
 from model.metrics import Level
-from model.sinks import CsvSink, Event, History, Row, Sink, read_csv, write_text
+from model.sinks import CsvSink, Event, History, Row, Sink, remove_scratch, sound_rows, write_text
 from model.team import Team
 from model.trainer import NonFiniteLossError, Trainer
 from sweep.adoption import adopt_copy
 from sweep.blocks import WandbSettings
+from sweep.mirror import TrialMirror
 from sweep.objective import Objective, ObjectiveSettings
+from sweep.ownership import Ownership, TakenOverError
 from sweep.pbt import Change
 from sweep.wandb_sink import RunIdentity, WandbSink
+from sweep.watchdog import Watchdog
 
 SAVE_EVERY_S = 60.0  # a killed trial loses at most about a minute of training
 PAUSED = ".paused"  # in the trial's folder while it waits for its next part: all its rows were handed to the sinks
 LOOK_EVERY_S = 0.5  # how often a trial looks whether it should stop
+END_LIMIT_S, STOP_LIMIT_S = 600.0, 12.0  # how long a trial that ended, or is stopped, waits for a store to take files
+MAX_RENEWALS = 3  # of the service process of W&B, in one part of a trial
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +88,16 @@ class TrialJob(BaseModel):
     """Id of its W&B run, where W&B gave it one; else it is made of `sweep_uid` and `trial`."""
     wandb_sweep: str | None = None
     """The W&B sweep whose agent started the trial."""
+    hang_s: float | None = None
+    """Seconds without a batch after which the trial's process ends itself; None never."""
     processes: PositiveInt = 1
     """Processes that train the model together, on one machine."""
     until: int | None = None
     """Epochs after which the trial pauses; `config` and `values` are those of this part."""
     changes: tuple[Change, ...] = ()
     """What changed in the trial before this part."""
+    remote: str | None = None
+    """URL that `results` is the local copy of: files are sent there, and fetched where it has newer ones."""
 
     @property
     def folder(self) -> Path:
@@ -133,17 +143,25 @@ class TrialRun:
         self._should_stop = should_stop
         self._obeys_wandb = obeys_wandb
         self._checkpoint = job.folder / LAST
+        self._owner = Ownership(job.folder)
+        self._watchdog = Watchdog(job.hang_s, job.folder)
+        self._mirror = _mirror(job)
         clips = _clips(job.config.data)
         self._team = Team(job.processes, pick_device(job.config).type)
         try:
-            with self._team.explaining():
+            with self._team.explaining(), self._watchdog.watching():
                 self._open(clips)
         except BaseException:
-            self._team.close()
+            self._let_go()
             raise
 
     def _open(self, clips: Clips) -> None:
         job = self.job
+        self._owner.take()
+        remove_scratch(job.folder, self._checkpoint.parent)
+        if self._mirror is not None:
+            with self._watchdog.paused():  # the store's client has time limits of its own
+                self._mirror.fetch(lambda text: _is_config(text, job.config))
         has_rows = (job.folder / "batch.csv").exists()
         pause = job.folder / PAUSED
         whole = pause.exists()
@@ -151,6 +169,7 @@ class TrialRun:
         if (note := adopt_copy(self._checkpoint, job.config)) is not None:
             logger.warning("trial %s keeps its own weights: %s", job.trial, note)
         self._trainer, kept = self._resumed(clips)
+        self._trainer.batches.on_batch = self._watchdog.alive
         self._objective = Objective.replay(kept.epoch, kept.batch, job.objective)
         for row in kept.batch:
             if row["batch/epoch"] >= self._trainer.epoch:
@@ -158,33 +177,49 @@ class TrialRun:
         schedule = "".join(f"# {change}\n" for change in job.changes)
         text = config_text(job.config, f"trial {job.trial} of sweep {job.sweep}")
         write_text(job.folder / "config.yaml", schedule + text)
+        self._owner.check()
         csv = CsvSink(job.folder, keep_batches=len(kept.batch), keep_epochs=len(kept.epoch))
-        wandb = WandbSink(
-            RunIdentity(
-                id=job.wandb_run or f"{job.sweep_uid}-{job.trial}",
-                name=f"{job.sweep}-{job.trial}",
-                group=job.sweep,
-                project=job.project,
-                entity=job.entity,
-                folder=job.results,
-                tags=(job.preset,) if job.preset else (),
-                sweep_id=job.wandb_sweep,
-            ),
-            self._wandb_config(),
-            mode=job.wandb.mode,
-            init_timeout_s=job.wandb.init_timeout_s,
-            resumed=has_rows and not whole,
-        )
+        self._wandb = self._opened_wandb(resumed=has_rows and not whole)
         # a killed part may have left rows in the CSV files that never came to W&B; to ask W&B takes seconds
         for event in kept.events() if not whole else ():
-            wandb.log(event)
-        self._wandb = wandb
-        self._sinks: list[Sink] = [csv, wandb]
+            self._wandb.log(event)
+        self._sinks: list[Sink] = [csv, self._wandb]
         self._last_row = kept.epoch[-1] if kept.epoch else None
         self._save_clock, self._look_clock = _Clock(SAVE_EVERY_S), _Clock(LOOK_EVERY_S)
         self._saved_update = self._trainer.update
         self._ended = False
         self._warned_of_stop = False
+        self._renewals = 0
+
+    def _opened_wandb(self, resumed: bool) -> WandbSink:
+        job = self.job
+        with self._watchdog.paused():  # it keeps time limits of its own
+            return WandbSink(
+                RunIdentity(
+                    id=job.wandb_run or f"{job.sweep_uid}-{job.trial}",
+                    name=f"{job.sweep}-{job.trial}",
+                    group=job.sweep,
+                    project=job.project,
+                    entity=job.entity,
+                    folder=job.results,
+                    tags=(job.preset,) if job.preset else (),
+                    sweep_id=job.wandb_sweep,
+                ),
+                self._wandb_config(),
+                mode=job.wandb.mode,
+                init_timeout_s=job.wandb.init_timeout_s,
+                resumed=resumed,
+            )
+
+    def _renew_wandb(self) -> None:
+        """W&B's service process has died: another one is given what that one did not write down."""
+        self._renewals += 1
+        self._wandb.abandon()
+        self._wandb = self._opened_wandb(resumed=True)
+        self._sinks[-1] = self._wandb
+        for event in self._rows_there().events():
+            self._wandb.log(event)
+        logger.warning("trial %s: W&B's service process had died; another one was given the rows", self.job.trial)
 
     @property
     def url(self) -> str | None:
@@ -204,8 +239,12 @@ class TrialRun:
         if (self._trainer.finished or self._at_pause) and self._last_row is not None:
             return self._report(self._last_row)
         try:
-            with self._team.explaining():
+            with self._team.explaining(), self._watchdog.watching():
                 return self._train_epoch()
+        except TakenOverError:
+            self._ended = True
+            self._let_go()
+            raise
         except NonFiniteLossError as error:
             last = f"; the last good checkpoint is {self._checkpoint}" if has_checkpoint(self._checkpoint) else ""
             report = EpochReport(
@@ -247,18 +286,24 @@ class TrialRun:
         if self._obeys_wandb:
             self._wandb.mark_preempting()
         self._close_sinks(exit_code=1)
+        if self._mirror is not None:
+            self._mirror.settle(STOP_LIMIT_S)
         return EpochReport(epochs=self._trainer.epoch, metrics={}, interrupted=True)
 
     def close(self, exit_code: int = 0) -> None:
         """End the trial's record, with its summary; also of a trial that the scheduler stopped. Safe to call twice."""
         if self._ended:
             return
+        self._owner.check()
         self._team.close()
         if exit_code == 0:
             self._save()
             forget_previous(self._checkpoint)
         self._log(self._trainer.summary())
         self._close_sinks(exit_code)
+        if self._mirror is not None:
+            self._mirror.saved(self._trainer.update, ended=True)
+            self._mirror.settle(END_LIMIT_S)
 
     def save(self, path: Path) -> None:
         """Write everything that the rest of the trial depends on."""
@@ -305,7 +350,7 @@ class TrialRun:
     def _resumed(self, clips: Clips) -> tuple[Trainer, History]:
         """A trainer that goes on from the folder's checkpoint, or a fresh one; and the folder's rows up to there."""
         folder = self.job.folder
-        kept = History(batch=list(read_csv(folder / "batch.csv")), epoch=list(read_csv(folder / "epoch.csv")))
+        kept = self._rows_there()
 
         def going_on(state: dict[str, Any]) -> Trainer:
             trainer = self._team.trainer(self.job.config, clips, state)
@@ -326,6 +371,11 @@ class TrialRun:
         del kept.batch[trainer.reported :], kept.epoch[trainer.epoch :]
         return trainer, kept
 
+    def _rows_there(self) -> History:
+        """The rows in the folder; of a damaged file those before the damage: the checkpoint may need no others."""
+        folder = self.job.folder
+        return History(batch=[*sound_rows(folder / "batch.csv")], epoch=[*sound_rows(folder / "epoch.csv")])
+
     def _wandb_config(self) -> dict[str, Any]:
         job = self.job
         return {
@@ -344,18 +394,34 @@ class TrialRun:
     def _save(self) -> None:
         # broken weights never take the place of sound ones
         if self._saved_update != self._trainer.update and self._trainer.sound:
-            save_checkpoint(self._checkpoint, self._trainer.state_dict(), keep_previous=True)
+            save_checkpoint(
+                self._checkpoint, self._trainer.state_dict(), keep_previous=True, last_look=self._owner.check
+            )
             self._saved_update = self._trainer.update
+            if self._mirror is not None:
+                self._mirror.saved(self._trainer.update)
 
     def _log(self, event: Event) -> None:
+        self._owner.check(now=event.level is not Level.BATCH)
         for sink in self._sinks:
             sink.log(event)
+        if self._wandb.lost and self._renewals < MAX_RENEWALS:
+            self._renew_wandb()
 
     def _close_sinks(self, exit_code: int) -> None:
+        self._owner.check()
         self._ended = True
-        self._team.close()
+        self._watchdog.close()  # the sinks have time limits of their own
         for sink in self._sinks:
             sink.close(exit_code)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """End all that would outlive the trial in this process; the folder is free for another one."""
+        self._watchdog.close()
+        self._team.close()
+        with suppress(OSError):
+            self._owner.release()
 
 
 class _Clock:
@@ -380,6 +446,20 @@ def config_text(config: TrainConfig, about: str) -> str:
         f"# {config.num_masked} of {config.num_patches} patches are masked: {config.effective_mask_ratio:.6g}\n"
     )
     return head + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _mirror(job: TrialJob) -> TrialMirror | None:
+    if job.remote is None:
+        return None
+    return TrialMirror(job.remote, job.results, job.trial, job.wandb_run or f"{job.sweep_uid}-{job.trial}")
+
+
+def _is_config(text: str, config: TrainConfig) -> bool:
+    """Whether a config.yaml is of this config."""
+    try:
+        return bool(yaml.safe_load(text) == config.model_dump(mode="json"))
+    except yaml.YAMLError:
+        return False
 
 
 @lru_cache(maxsize=4)

@@ -7,15 +7,8 @@ state but in the study and the trial's folder, so a sweep goes on after any end 
 from __future__ import annotations
 
 import logging
-import math
 import os
-import signal
-import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import FrameType
+import time
 from typing import Any, Protocol
 
 # read when ray is imported or Tune starts
@@ -26,13 +19,21 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the study is the state; Tune's snapshots are not used
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # an interrupted trial reports no metric
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # error.txt has them
+# of deaths that we tell of in a line, Ray tells in 20
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Raylet is terminated|A worker died or was killed")
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours lets trials leave a checkpoint first
 
-import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
 from model.errors import ConfigError
+from sweep import preflight
+from sweep.cluster import fits, ray_cluster
+from sweep.faults import MachineError, out_of_memory, storage_trouble
+from sweep.halt import GO_ON, Halt, Overdue
+from sweep.memory import is_wanted
+from sweep.memory_task import check_memory
 from sweep.population import PopulationSearcher
 from sweep.resources import Resources
 from sweep.results import ResultsFolder
@@ -42,6 +43,12 @@ from sweep.spec import SweepSpec
 from sweep.stopping import StopRules
 from sweep.study import SweepStudy
 from sweep.trainable import ERROR_FILE, WARNINGS, SweepTrainable
+from sweep.watchdog import STACKS, StoppedProcesses, take_stacks
+
+# of Tune's own snapshots, which nobody needs, it prints a traceback where the disk is full
+logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+
+LOOK_EVERY_S = 2.0  # how often the driver looks for processes of trials that are stopped
 
 
 class Watcher(Protocol):
@@ -61,15 +68,26 @@ class Watcher(Protocol):
 
 
 class _TuneCallback(tune.Callback):
-    """Tune's events -> the watcher."""
+    """Tune's events -> the watcher, whose own files may be on a full disk; and a look at the trials' processes."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, halt: Halt, folder: ResultsFolder, hang_s: float | None) -> None:
         self._watcher: Watcher | None = watcher
+        self._halt = halt
+        self._folder = folder
+        self._stopped_processes = StoppedProcesses(hang_s)
+        self._looked = 0.0
         self._warned: set[str] = set()
         self._paused: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_watcher": None, "_warned": set(), "_paused": set()}  # Tune pickles its callbacks; terminals cannot be
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._halt.check()
+        if time.monotonic() - self._looked > LOOK_EVERY_S:
+            self._looked = time.monotonic()
+            running = [trial.config["trial"] for trial in trials if trial.status == Trial.RUNNING]
+            self._stopped_processes.look(map(self._folder.trial_folder, running))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         assert self._watcher
@@ -92,15 +110,22 @@ class _TuneCallback(tune.Callback):
         if trial.last_result.get(PAUSED):
             self._paused.add(trial.config["trial"])
         else:
-            self._watcher.ended(trial.config["trial"])
+            self._ended(trial.config["trial"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         assert self._watcher
-        self._watcher.warning(f"the worker of trial {trial.config['trial']} died; the trial goes on in another")
+        name = trial.config["trial"]
+        hung = take_stacks(self._folder.trial_folder(name))
+        what = f"hung and was ended (trials/{name}/{STACKS})" if hung else "died"
+        self._watcher.warning(f"the worker of trial {name} {what}; the trial goes on in another")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended(trial.config["trial"])
+
+    def _ended(self, trial: str) -> None:
         assert self._watcher
-        self._watcher.ended(trial.config["trial"])
+        with self._halt.on_full_disk():
+            self._watcher.ended(trial)
 
 
 def run_trials(
@@ -112,19 +137,47 @@ def run_trials(
     watcher: Watcher,
     *,
     search: bool = True,
+    remote: str | None = None,
+    trainable: type[tune.Trainable] = SweepTrainable,
 ) -> bool:
     """Run `num_trials` more trials (unfinished ones included) to their ends; True where the user stopped it.
 
     Args:
         search: trials may be stopped early, and search.stop may end the search; else each trains to its end.
+        remote: URL that the folder is the local copy of.
+        trainable: what runs a trial in a worker.
 
-    Raises ConfigError where no node has the resources of one trial.
+    Raises:
+        ConfigError: no node has the resources of one trial, or nodes are not fit for the sweep.
+        MachineError: the disk is full, or Ray has died; what was under way is left for a later driver.
     """
     population = search and spec.search.pbt is not None
     searcher = _searcher(spec, folder, study, num_trials, search)
+
+    def hand_out_no_more() -> None:
+        searcher.stopping = True
+
+    halt = Halt(folder.stop_file, watcher.warning, hand_out_no_more)
+    searcher.on_trouble, searcher.machine_failed = halt.fail, halt.ray_died
     # in this order: ray.init puts a SIGTERM handler of its own in place of any other
-    with _ray() as nodes, _stopping(searcher, folder.stop_file, watcher) as stopped:
-        concurrent = max_concurrent(spec.resources, nodes)
+    with halt.guarding(), ray_cluster() as cluster, halt.signals(), halt.watching_ray():
+        concurrent = max_concurrent(spec.resources, [node.resources for node in cluster.nodes])
+        if cluster.address is not None:
+            watcher.warning(cluster.summary)
+        preflight.check(
+            spec,
+            folder,
+            cluster,
+            num_trials=num_trials,
+            concurrent=min(concurrent, num_trials),
+            warn=watcher.warning,
+            shared=remote is None,
+            stopped=lambda: halt.asked,
+        )
+        if search and is_wanted(spec.resources):
+            on_one_node = max(fits(spec.resources, node.resources) for node in cluster.nodes)
+            if text := check_memory(spec, min(concurrent, num_trials, on_one_node), lambda: halt.asked):
+                watcher.warning(text)
         shared = {
             "sweep": spec.name,
             "sweep_uid": sweep_uid,
@@ -135,10 +188,12 @@ def run_trials(
             "project": spec.project,
             "entity": spec.entity,
             "processes": spec.resources.num_processes,
+            "hang_s": spec.retries.hang_s,
+            "remote": remote,
         }
         resources = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
         tuner = tune.Tuner(
-            tune.with_resources(SweepTrainable, resources),
+            tune.with_resources(trainable, resources),
             param_space={"shared": shared, "stop_file": str(folder.stop_file), "threads": spec.resources.threads},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -152,22 +207,32 @@ def run_trials(
                 name="ray",
                 storage_path=str(folder.path),
                 verbose=0,
-                callbacks=[_TuneCallback(watcher)],
+                callbacks=[_TuneCallback(watcher, halt, folder, spec.retries.hang_s)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=spec.retries.max_failures),
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except Overdue:
+            pass
+        except Exception as error:
+            if not halt.ray_died() and halt.trouble is None:
+                if (trouble := storage_trouble(error)) is None:
+                    raise
+                halt.fail(trouble)
+    if halt.trouble is not None:
+        raise MachineError(f"{halt.trouble}; {GO_ON}")
     if searcher.ended_by is not None:
         watcher.warning(f"no new trials: {searcher.ended_by}")
-    return stopped.is_set()
+    return halt.asked
 
 
 def _searcher(
     spec: SweepSpec, folder: ResultsFolder, study: SweepStudy, num_trials: int, search: bool
 ) -> StudySearcher:
     def crash_reason(number: int) -> str:
-        return _crash_reason(folder, study.trial_name(number))
+        return _crash_reason(folder, study.trial_name(number), spec.retries.hang_s)
 
     if search and spec.search.pbt is not None:
         return PopulationSearcher(spec, folder.path, study, num_trials, crash_reason)
@@ -183,12 +248,9 @@ def _searcher(
 
 def max_concurrent(resources: Resources, nodes: list[dict[str, float]]) -> int:
     """Trials at the same time on nodes with these resources. Raises ConfigError where no node has room for one."""
-    wanted = {"CPU": resources.cpu, "GPU": resources.gpu}
-    most = 0
-    for node in nodes:
-        most += min(math.floor(node.get(name, 0.0) / asked + 1e-9) for name, asked in wanted.items() if asked > 0)
+    most = sum(fits(resources, node) for node in nodes)
     if most == 0:
-        largest = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in wanted}
+        largest = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in ("CPU", "GPU")}
         raise ConfigError(
             f"resources: a trial asks for {resources.cpu:g} CPU and {resources.gpu:g} GPU, but the largest node that "
             f"Ray has here offers {largest['CPU']:g} CPU and {largest['GPU']:g} GPU; ask for at most that"
@@ -196,76 +258,12 @@ def max_concurrent(resources: Resources, nodes: list[dict[str, float]]) -> int:
     return most if resources.max_concurrent == "auto" else min(most, resources.max_concurrent)
 
 
-@contextmanager
-def _ray() -> Iterator[list[dict[str, float]]]:
-    """A Ray of our own on loopback, or the one that a Ray job runs in; yields the resources of its nodes."""
-    in_job = bool(os.environ.get("RAY_ADDRESS"))
-    options: dict[str, Any] = (
-        {"address": "auto"}
-        if in_job
-        else {
-            "address": "local",
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-            "object_store_memory": 200_000_000,  # trials exchange nothing through it
-        }
-    )
-    with _own_process_group():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
-    try:
-        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _own_process_group() -> Iterator[None]:
-    """Processes started within are of another group than ours.
-
-    A SIGTERM to our whole group (`timeout`, `kill -- -PGID`, some schedulers) would end Ray before the trials could
-    write their checkpoints. The group is made by a helper, since a group's leader cannot leave it for a new one.
-    """
-    before = os.getpgrp()
-    with subprocess.Popen(["sleep", "600"], process_group=0) as helper:
-        try:
-            with suppress(OSError):  # a session's leader must stay; then Ray shares its group
-                os.setpgid(0, helper.pid)
-            yield
-        finally:
-            with suppress(OSError):
-                os.setpgid(0, before)
-            helper.kill()
-
-
-@contextmanager
-def _stopping(searcher: StudySearcher, stop_file: Path, watcher: Watcher) -> Iterator[threading.Event]:
-    """The first SIGINT or SIGTERM asks the trials to leave checkpoints and end; a second SIGINT ends at once."""
-    stopped = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-        searcher.stopping = True
-        stop_file.touch()
-        watcher.warning("stopping: trials write their checkpoints; once more ends at once")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped  # signals reach the main thread only
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        stop_file.unlink(missing_ok=True)
-
-
-def _crash_reason(folder: ResultsFolder, trial: str) -> str:
-    """Why a trial crashed: the last line of its traceback, where it left one."""
+def _crash_reason(folder: ResultsFolder, trial: str, hang_s: float | None) -> str:
+    """Why a trial crashed: that it hung, or the last line of its traceback, where it left one."""
+    if take_stacks(folder.trial_folder(trial)):
+        return f"it hung: no batch for {hang_s:g} s (retries.hang_s); where it stood: trials/{trial}/{STACKS}"
     try:
         text = (folder.trial_folder(trial) / ERROR_FILE).read_text(encoding="utf-8").strip()
     except OSError:
         return "its worker process died (killed, or out of memory)"
-    return f"{text.splitlines()[-1]} (trials/{trial}/{ERROR_FILE})"
+    return f"{out_of_memory(text) or text.splitlines()[-1]} (trials/{trial}/{ERROR_FILE})"

@@ -113,6 +113,8 @@ class WandbSink(Sink):
 
     Attributes:
         mode: online, offline or disabled: what the run became.
+        lost: W&B's service process does not answer; rows are missing. Another sink, of a new process, can go on with
+            the run (`resumed`) once this one is given up (`abandon`).
         asked_to_stop: W&B was told to stop this run: on its page, or by the sweep's own early termination. The sink
             itself goes on.
 
@@ -144,6 +146,7 @@ class WandbSink(Sink):
         self._warned_of: set[str] = set()
         self._run: Any = None
         self.asked_to_stop = False
+        self.lost = False
         self._warned_of_thinning = False
         self._left_out_epoch: dict[str, float] | None = None  # the latest row of an epoch, where it was left out
         self._left_out_before = 0  # rows of earlier parts
@@ -217,7 +220,11 @@ class WandbSink(Sink):
         waiting, self._waiting = self._waiting, []
         for row in waiting:
             with self._warned_once("rows"):
-                self._run.log(row)  # without a step: every call is a row of its own
+                try:
+                    self._run.log(row)  # without a step: every call is a row of its own
+                except Exception:
+                    self.lost = True
+                    raise
         if self._budget is not None and waiting:
             # as of these rows: those that were left out behind them are given out again where the run is resumed
             self._say_left_out(self._budget.passed)
@@ -345,6 +352,11 @@ class WandbSink(Sink):
                 error,
                 folder,
             )
+
+    def abandon(self) -> None:
+        """Give the run up without a word, and with it W&B's service process of this process."""
+        self._run, self._waiting = None, []
+        reset_client()
 
     def _is_repeated(self, event: Event) -> bool:
         if event.level is Level.SUMMARY:

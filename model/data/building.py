@@ -19,13 +19,13 @@ from typing import Any
 from model.data.base import Fault, HeightWidth, Source
 from model.data.framefile import FrameWriter
 from model.data.records import Record, Sequence, read_records, to_line, write_records
+from model.data.threads import decoding_threads
 from model.errors import DataError
 
 FRAMES = "frames.npy"
 RECORDS = "sequences.jsonl"
 MAX_FAULTY = 0.05  # share of unreadable images or videos above which a data set is refused
 NAMED_FAULTS = 5  # how many of them a message names
-MAX_THREADS = 8
 PROGRESS_FRAMES = 16  # frames between two calls of the progress function: under 1 % of the time of a terminal's bar
 
 Progress = Callable[[int, int], None]  # (frames done, frames in all as far as is known)
@@ -38,12 +38,15 @@ def build(
     size: HeightWidth,
     folder: Path,
     progress: Progress | None = None,
-    num_threads: int = min(MAX_THREADS, os.cpu_count() or 1),
+    num_threads: int | None = None,
 ) -> None:
     """Make `folder` a whole store of the source's frames.
 
     Sequences that an earlier build left there are kept where their frames match their checksum. After an error, what
     was decoded stays for the next call.
+
+    Args:
+        num_threads: that decode; `decoding_threads` if absent.
 
     Raises:
         DataError: more than 5 % of the files unreadable.
@@ -60,7 +63,7 @@ def build(
     num_kept = 0
     with (
         FrameWriter(folder / FRAMES, size) as writer,
-        ThreadPoolExecutor(num_threads) as pool,
+        ThreadPoolExecutor(num_threads or decoding_threads()) as pool,
         (folder / RECORDS).open("a", encoding="utf-8") as journal,
     ):
         for number in range(len(source.sequences)):

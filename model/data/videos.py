@@ -25,6 +25,7 @@ from model.data.base import (
     relative,
 )
 from model.data.images import resized
+from model.data.threads import decoding_threads
 from model.errors import DataError
 
 CUT_SHORT = 0.95  # a video that gives less than this share of the frames that its header promises was cut
@@ -97,6 +98,7 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
             raise ValueError("holds no video stream")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = decoding_threads()
         promised = _promised(container)
         count = 0
         for frame in container.decode(stream):

@@ -1,0 +1,202 @@
+"""How a sweep ends before its trials do: a signal asks for it, the disk is full, or Ray itself has died.
+
+In each case the trials are asked to leave a checkpoint. Who does not in ASKED_S is ended, and where Ray no longer
+answers, this process ends itself, so that nobody waits for longer than LAST_S.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from sweep.faults import storage_trouble
+
+ASKED_S, LAST_S = 20.0, 27.0  # Slurm and Kubernetes kill what has not ended in 30 s
+LOOK_EVERY_S, LIST_EVERY_S = 0.5, 5.0
+SAME_REQUEST_S = 10.0  # SIGTERM again within this time is the same request: some schedulers send it by several ways
+MACHINE_FAILED, STOPPED = 3, 130  # exit codes
+RAY_PROCESSES = ("raylet", "gcs_server")
+WORKER = "ray::"  # how the names of Ray's processes begin, and of those that train nothing:
+NO_TRIAL = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
+GO_ON = "all that finished is kept; go on with the same command and --resume"
+
+
+class Overdue(Exception):
+    """The trials were asked to end and did not."""
+
+
+class Halt:
+    """The end of a sweep before its trials', for whatever reason.
+
+    Args:
+        stop_file: tells the trials, wherever they run, to leave a checkpoint and end.
+        say: takes a line for the user.
+        hand_out_no_more: is called at once.
+
+    Attributes:
+        asked: the user asked for it.
+        trouble: what failed; None where nothing did.
+    """
+
+    def __init__(self, stop_file: Path, say: Callable[[str], None], hand_out_no_more: Callable[[], None]) -> None:
+        self.asked = False
+        self.trouble: str | None = None
+        self._stop_file = stop_file
+        self._say = say
+        self._hand_out_no_more = hand_out_no_more
+        self._since: float | None = None
+        self._last_signal = (0, 0.0)
+        self._ray: dict[str, psutil.Process] = {}
+        self._nobody_left_at: float | None = None  # Ray has died, and no trial trains any more
+        self._children: list[psutil.Process] = []
+        self._ended = threading.Event()
+
+    def fail(self, trouble: str) -> None:
+        """End the sweep because of this; what is told later is a consequence."""
+        if self.trouble is None:
+            self.trouble = trouble
+            self._say(f"{trouble}. Ending; trials write their checkpoints where they can")
+            self._begin()
+
+    @contextmanager
+    def on_full_disk(self) -> Iterator[None]:
+        """Within, what a file system refuses ends the sweep and is not raised; other errors are."""
+        try:
+            yield
+        except OSError as error:
+            trouble = storage_trouble(error)
+            if trouble is None:
+                raise
+            self.fail(trouble)
+
+    def check(self) -> None:
+        """Raise Overdue where the trials have had their time; called from time to time in the main thread."""
+        if self._waited() > ASKED_S or self._nobody_left_at is not None:
+            raise Overdue
+
+    def ray_died(self) -> bool:
+        """Whether a process that Ray cannot do without has died; it is told, unless the sweep is ending anyway."""
+        dead = next((name for name, process in self._ray.items() if not _alive(process)), None)
+        if dead is not None and not self.asked:
+            self.fail(f"Ray's process {dead} has died (killed, or out of memory)")
+        return dead is not None
+
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Within, end this process where an end that was asked for does not come, and see Ray's processes die.
+
+        Put it around Ray's own end, which waits for processes that may be dead.
+        """
+        guard = threading.Thread(target=self._guard, name="halt", daemon=True)
+        guard.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            guard.join()
+            self._stop_file.unlink(missing_ok=True)
+
+    @contextmanager
+    def watching_ray(self) -> Iterator[None]:
+        """Within, Ray's processes that this process has started are watched."""
+        self._children = psutil.Process().children(recursive=True)
+        self._ray = {child.name(): child for child in self._children if child.name() in RAY_PROCESSES}
+        try:
+            yield
+        finally:
+            self._ray = {}  # they are ended now
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Within, SIGINT and SIGTERM ask the trials to end; a second one ends at once (KeyboardInterrupt)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals reach the main thread only
+            return
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        (last, at), now = self._last_signal, time.monotonic()
+        if self.asked:
+            if number == signal.SIGTERM == last and now - at < SAME_REQUEST_S:
+                return
+            raise KeyboardInterrupt
+        self.asked, self._last_signal = True, (number, now)
+        self._begin()
+        self._say("stopping: trials write their checkpoints; once more ends at once")
+
+    def _begin(self) -> None:
+        self._hand_out_no_more()
+        if self._since is None:
+            self._since = time.monotonic()
+        with suppress(OSError):  # on a full disk the trials notice by themselves
+            self._stop_file.touch()
+
+    def _waited(self) -> float:
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
+    def _guard(self) -> None:
+        listed = -LIST_EVERY_S
+        while not self._ended.wait(LOOK_EVERY_S):
+            now = time.monotonic()
+            if self.ray_died():
+                self._begin()
+                if self._nobody_left_at is None and not self._trials_after_rays_death():
+                    self._nobody_left_at = now
+            elif now - listed > LIST_EVERY_S:
+                listed = now
+                # not when they are needed: the children of a process that has died are nobody's
+                self._children = psutil.Process().children(recursive=True)
+            stuck = self._nobody_left_at is not None and now - self._nobody_left_at > LAST_S - ASKED_S
+            if stuck or self._waited() > LAST_S:
+                self._end_hard()
+
+    def _trials_after_rays_death(self) -> bool:
+        """End what is of no use without Ray; whether there are trials, which still write their checkpoints."""
+        trials = []
+        for child in self._children:
+            name = _name(child)
+            if name.startswith(NO_TRIAL):
+                with suppress(psutil.Error):  # else they tell the user 30 lines of Ray's own log
+                    child.kill()
+            elif name.startswith(WORKER) and _alive(child):
+                trials.append(child)
+        return bool(trials)
+
+    def _end_hard(self) -> None:
+        for child in self._children:
+            with suppress(psutil.Error):
+                child.kill()
+        psutil.wait_procs(self._children, timeout=2)
+        with suppress(OSError):
+            self._stop_file.unlink(missing_ok=True)
+        text = f"error: {self.trouble}; {GO_ON}" if self.trouble else f"stopped; {GO_ON}"
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        with suppress(OSError):
+            print(f"{show_cursor}{text}", file=sys.stderr, flush=True)
+        os._exit(MACHINE_FAILED if self.trouble else STOPPED)
+
+
+def _name(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return process.name()
+    return ""
+
+
+def _alive(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
