@@ -119,7 +119,7 @@ def _started_here() -> Iterator[None]:
 @contextmanager
 def _joined(given: str) -> Iterator[str]:
     host, port = _head(given)
-    _use_token()
+    use_token()
     loopback = _is_loopback(host) and _only_on_loopback(port)
     _check_connects(given, host, port)
     with on_loopback() if loopback else nullcontext():
@@ -201,7 +201,7 @@ def _check_connects(given: str, host: str, port: int) -> None:
         raise _refused(
             given,
             f"nothing can be reached at {host}:{port} ({reason})",
-            "On the head 'ray status' tells whether it runs, and 'ray start' told its address; the port is usually 6379",
+            "On the head, 'ray status' tells whether it runs; 'ray start' told its address, usually with the port 6379",
         ) from None
 
 
@@ -255,7 +255,7 @@ def has_token() -> bool:
     return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
 
 
-def _use_token() -> None:
+def use_token() -> None:
     """Show the token that is here: for an explicit address Ray would not, and a cluster with tokens refuse us."""
     from ray._private.authentication import authentication_token_setup as setup
 

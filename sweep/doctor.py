@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from model.errors import ConfigError, UserError
+from sweep.remote import cache_folder, checked_url, is_url
 from sweep.results import RUNS, ResultsFolder
 from sweep.spec import SweepSpec, load_spec
 
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         description="Compare what study, trials, W&B and Ray say of a sweep, list what disagrees, and mend it.",
         epilog="example: python -m sweep.doctor results/alpha_beta --repair",
     )
-    result.add_argument("results", type=Path, metavar="RESULTS", help="results folder of a sweep")
+    result.add_argument("results", metavar="RESULTS", help="results folder of a sweep")
     result.add_argument("--repair", action="store_true", help="mend what disagrees; damaged files are kept")
     result.add_argument("--spec", type=Path, help="the sweep's file, where spec.yaml in RESULTS is lost or damaged")
     result.add_argument(
@@ -60,8 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _folder(path: Path) -> ResultsFolder:
-    folder = ResultsFolder(path)
+def _folder(path: str) -> ResultsFolder:
+    if is_url(path):
+        raise UserError(
+            f"results: {path} is a URL; give a folder: the copy of it on this machine, {cache_folder(checked_url(path))}, "
+            "or one fetched with the store's own tools"
+        )
+    folder = ResultsFolder(Path(path))
     if not any((folder.path / name).exists() for name in ("spec.yaml", "trials", "study.journal")):
         what = "holds no sweep" if folder.path.is_dir() else "is no folder"
         raise UserError(f"results: {path} {what}; give the results folder of a sweep, such as results/alpha_beta")

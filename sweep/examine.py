@@ -147,8 +147,15 @@ class Examination:
         """The table of a study as it should be. Raises UserError where a trial's files are damaged."""
         table = TrialTable(self.folder, self.spec, study.space if study.prefix else None)
         for record in study.records():
-            table.put(record)
+            row = study.table.rows[record.trial] if record.trial in self._in_table_alone else None
+            table.put(record, row)
         return table
+
+    @cached_property
+    def _in_table_alone(self) -> set[str]:
+        """Trials whose rows are lost: what the table says of them stays."""
+        lost = {trial for trial, books in self.trials.items() if books.epochs_lost}
+        return {trial for study in self.studies for trial in study.table.rows if trial in lost}
 
     def _table_findings(self) -> Iterator[Finding]:
         for study in self.studies:
@@ -158,7 +165,7 @@ class Examination:
             ended = {record.trial for record in records if record.outcome is not Outcome.RUNNING}
             if fault is None and (study.table.there or ended):
                 try:
-                    fault = _stale(study.table, self.table(study), ended)
+                    fault = _stale(study.table, self.table(study), ended - self._in_table_alone)
                 except UserError:
                     continue  # a file of a trial is damaged, which is said already
                 strange = sorted(study.table.rows.keys() - {record.trial for record in records})

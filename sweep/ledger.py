@@ -136,6 +136,11 @@ class TrialBooks:
         return self.evidence.outcome if self.record.outcome is Outcome.RUNNING else self.record.outcome
 
     @property
+    def epochs_lost(self) -> bool:
+        """Epochs that the study knows have no row."""
+        return self.ended and self.folder.epoch.whole < self.record.epochs
+
+    @property
     def untold(self) -> list[int]:
         """Epochs of a trial under way that the study does not know, and that are not trained again."""
         if self.told is None:
@@ -184,7 +189,7 @@ def _rows(books: TrialBooks) -> Iterator[Finding]:
     running = books.outcome is Outcome.RUNNING
     if not books.folder.there:
         if books.outcome in HAVE_SUMMARY:
-            hint = f"Restore it from a copy, or train the trial again: {books.train_again}"
+            hint = "Restore it from a copy; how it ended is in the study"
             yield Finding(Kind.ROWS, books.place, "its folder is missing", None, hint)
         return
     expected = expected_rows(books)
@@ -215,7 +220,12 @@ def _rows(books: TrialBooks) -> Iterator[Finding]:
 
 
 def _config(books: TrialBooks) -> Iterator[Finding]:
-    if books.ended and books.folder.there and books.folder.epoch.lines and books.folder.config != "sound":
+    if (
+        books.ended
+        and books.folder.there
+        and books.folder.epoch.lines
+        and books.folder.config in ("missing", "damaged")
+    ):
         what = f"config.yaml is {books.folder.config}"
         yield Finding(Kind.CONFIG, books.place, what, "writes it anew from the study", subject=books.record.trial)
 

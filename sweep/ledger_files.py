@@ -114,14 +114,11 @@ class TrialFiles:
 
     @cached_property
     def modified(self) -> float:
-        """When the last row or the summary was written."""
-        times = [0.0]
+        """When its summary was written, or its last epoch."""
         for name in ("summary.json", "epoch.csv", "batch.csv", "error.txt"):
             with suppress(OSError):
-                times.append((self.folder / name).stat().st_mtime)
-                if name == "summary.json":
-                    break
-        return times[-1]
+                return (self.folder / name).stat().st_mtime
+        return 0.0
 
     def is_of(self, trial: str, sweep: str) -> bool:
         """Whether its config names this trial of this sweep."""
@@ -149,7 +146,9 @@ class TrialFiles:
             if last != "sound" or self._thorough:
                 previous, before = checkpoint_state((self.folder / LAST).with_name(PREVIOUS))
                 knows = before if last != "sound" else knows
-        config: State = "sound" if self.config is not None else "damaged" if self.config_text else "missing"
+        config: State = "unread"
+        if self._thorough or not self._ended:
+            config = "sound" if self.config is not None else "damaged" if self.config_text else "missing"
         return FolderBook(self.there, self.batch, self.epoch, self.summary, config, last, previous, knows)
 
 

@@ -4,11 +4,11 @@ repair goes on."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -153,8 +153,8 @@ class Repair:
                 continue
             whole = rows.filled(books.recovered.get(rows.name, {}))
             self.aside.copy(path)
-            with _same_time(path, seen, finding.subject):
-                write_text(path, whole.text(whole.whole if books.outcome is Outcome.RUNNING else None))
+            text = whole.text(whole.whole if books.outcome is Outcome.RUNNING else None)
+            _write_as_of(path, text, seen, finding.subject)
 
     def _config(self, seen: Examination, finding: Finding) -> None:
         from sweep.trial import config_text  # imports torch
@@ -190,8 +190,8 @@ class Repair:
             seconds: float | None = float(row["summary/total_time_seconds"])
         except (LookupError, ValueError):
             seconds = checkpoint_seconds(folder / LAST) or books.record.seconds or None
-        with _same_time(path, seen, finding.subject):
-            write_json(path, summary_of(books.folder.epoch, seconds))
+        content = summary_of(books.folder.epoch, seconds)
+        _write_as_of(path, json.dumps(content, indent=2) + "\n", seen, finding.subject)
 
     def _settle(self, seen: Examination, finding: Finding) -> None:
         study, books = _of(seen, finding.subject)
@@ -211,8 +211,7 @@ class Repair:
     def _table(self, seen: Examination, finding: Finding) -> None:
         study = next(study for study in seen.studies if study.prefix == finding.subject)
         path = seen.folder.confirm_runs_file if study.prefix else seen.folder.trials_file
-        if study.table.fault is not None:
-            self.aside.copy(path)
+        self.aside.copy(path)
         write_text(path, seen.table(study).text())
 
     def _wandb(self, seen: Examination, finding: Finding) -> None:
@@ -223,13 +222,14 @@ class Repair:
         complete_run(self._results, self._spec, run, record, seen.parts.get(run, []), config)
 
 
-@contextmanager
-def _same_time(path: Path, seen: Examination, trial: str) -> Iterator[None]:
-    """A file that is written within bears the time of its trial's end: a lost study is put in order by these."""
+def _write_as_of(path: Path, text: str, seen: Examination, trial: str) -> None:
+    """Write a trial's file, in one step, with the time of the trial's end: a lost study is put in order by that."""
     study, books = _of(seen, trial)
-    when = path.stat().st_mtime if path.exists() else study.evidence[books.record.number].modified
-    yield
-    os.utime(path, (when, when))
+    when = study.evidence[books.record.number].modified
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.utime(scratch, (when, when))
+    scratch.replace(path)
 
 
 def _of(seen: Examination, trial: str) -> tuple[Study, TrialBooks]:

@@ -232,9 +232,9 @@ class TrialTable:
             *SUMMARY_NAMES,
         )
 
-    def put(self, record: Record) -> None:
-        """Put a trial's row in its present state; nothing is written."""
-        self._rows[record.number] = self.row(record)
+    def put(self, record: Record, row: dict[str, Any] | None = None) -> None:
+        """Put a trial's row in its present state, or this row of it; nothing is written."""
+        self._rows[record.number] = self.row(record) if row is None else dict(row)
 
     def update(self, record: Record) -> None:
         """Put a trial's row in its present state, and write the file where that is due."""

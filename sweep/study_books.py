@@ -76,7 +76,7 @@ def studies_of(results: Path, spec: SweepSpec, journal: Journal, thorough: bool,
         spec.space,
         tuple(metric.goal for metric in spec.objectives),
         tuple(metric.name for metric in spec.objectives),
-        tuple(first_trials(spec, _warm_start(folder.warm_start_file))),
+        () if single else tuple(first_trials(spec, _warm_start(folder.warm_start_file))),
         TableBook(folder.trials_file),
     )
     confirmation = Study(
@@ -123,7 +123,8 @@ def _gather(study: Study, results: Path, spec: SweepSpec, journal: Journal, thor
         begun = number < len(known) and known[number].state != TrialState.WAITING
         ended = begun and known[number].state.is_finished()
         files = TrialFiles(results / "trials" / name, thorough, ended)
-        told = reader.of(name, files, study.table.rows.get(name))
+        known_whole = ended and not thorough and not lost  # of thousands of trials, reading all takes a minute
+        told = Evidence() if known_whole else reader.of(name, files, study.table.rows.get(name))
         # a study that was lost, or restored from an older copy, learns of a trial by its folder or its row
         named = files.is_of(name, spec.name) or (lost and number in rows)
         if begun or (named and told.values is not None and number <= last + MOST_GAP):

@@ -9,6 +9,7 @@ pyproject.toml they do need. All options but those below are those of `python -m
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import os
 import secrets
@@ -25,8 +26,9 @@ import yaml
 
 from model.configfile import load_yaml
 from model.errors import ConfigError, UserError
-from sweep import run
+from sweep.cluster import use_token
 from sweep.remote import is_url
+from sweep.run_command import parser as run_parser
 from sweep.spec import load_spec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +90,7 @@ def _address(given: str | None) -> str:
 
 def _entrypoint(spec_file: Path, rest: list[str]) -> str:
     """The job's command. Raises ConfigError for what would not work on another machine."""
-    sent = run.parser().parse_args([str(spec_file), *rest])  # exits with 2 where an option is unknown
+    sent = run_parser().parse_args([str(spec_file), *rest])  # exits with 2 where an option is unknown
     spec = load_spec(spec_file, sent.options)
     place = sent.results or spec.results
     if sent.address is not None:
@@ -155,8 +157,8 @@ def _submit(address: str, entrypoint: str, runtime_env: dict[str, Any], follow: 
     ray = [sys.executable, "-m", "ray.scripts.scripts", "job"]
     at = ["--address", address]
     # ours, not the submitter's own: they would be taken for the job's
+    use_token()
     environment = {name: value for name, value in os.environ.items() if name not in ADDRESSES}
-    _use_token(environment)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(runtime_env, file)
         file.flush()
@@ -177,28 +179,26 @@ def _submit(address: str, entrypoint: str, runtime_env: dict[str, Any], follow: 
     if not follow:
         return 0
     try:
-        subprocess.run([*ray, "logs", job, *at, "--follow"], env=environment, check=False)
-        return _exit_code(address, job)
+        return _followed(address, job)
     except KeyboardInterrupt:
         print(f"\nthe sweep goes on without you\n{hint}", file=sys.stderr)
         return 130
 
 
-def _use_token(environment: dict[str, str]) -> None:
-    """As in sweep/cluster.py: an explicit address alone does not make Ray show its token."""
-    from sweep.cluster import has_token
-
-    if has_token():
-        environment.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _exit_code(address: str, job: str) -> int:
+def _followed(address: str, job: str) -> int:
+    """Print what the job prints, to its end; returns its exit code."""
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    info = JobSubmissionClient(address).get_job_info(job)
+    client = JobSubmissionClient(address)
+
+    async def print_all() -> None:
+        async for text in client.tail_job_logs(job):
+            print(text, end="", flush=True)
+
+    asyncio.run(print_all())
+    info = client.get_job_info(job)
     if not info.status.is_terminal():
-        raise UserError(f"the job {job} can no longer be followed, and is {info.status}; see ray job status {job}")
+        raise UserError(f"the job {job} can no longer be followed, and is {info.status}; it goes on by itself")
     if info.driver_exit_code is not None:
         return int(info.driver_exit_code)
     print(f"the job {job} is {info.status}: {info.message}", file=sys.stderr)

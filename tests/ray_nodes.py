@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,10 +67,11 @@ class RayNodes:
     others: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     nodes: list[RayNode] = field(default_factory=list)
+    _folder: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="ray-"))  # short: it is in names of sockets
 
     def __enter__(self) -> RayNodes:
         try:
-            self._start({"head": True, **self.head})
+            self._start({"head": True, "temp_dir": self._folder, **self.head})
             for other in self.others:
                 self.add(**other)
         except BaseException:
@@ -99,6 +102,7 @@ class RayNodes:
         """Kill what is left, the head last."""
         for node in reversed(self.nodes):
             node.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def family(self) -> list[psutil.Process]:
         """All processes of all nodes."""
@@ -135,6 +139,7 @@ def main(text: str) -> None:
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+    from ray._private.utils import write_ray_address
 
     given: dict[str, Any] = {
         "num_cpus": 1,
@@ -151,6 +156,8 @@ def main(text: str) -> None:
         given |= {"include_log_monitor": False, "node_manager_port": 0, "dashboard_agent_listen_port": None}
     parameters = RayParams(**given)
     node = Node(parameters, head=head, shutdown_at_exit=True, spawn_reaper=False)
+    if head:  # where its jobs look for it; not in Ray's own folder, where others on this machine would find it
+        write_ray_address(node.gcs_address, given["temp_dir"])
     about = {"address": node.gcs_address, "node_id": node.node_id, "dashboard": node.webui_url}
     print(json.dumps(about), flush=True)
     sys.stdin.read()

@@ -225,7 +225,7 @@ def test_a_job_runs_the_sweep_without_a_checkout_and_its_exit_code_comes_back(tm
     python.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name != "CONDA_PREFIX"}
     environment |= {"VIRTUAL_ENV": str(tmp_path / "env"), "PATH": f"{python.parent}:{environment['PATH']}"}
-    environment |= {"WANDB_API_KEY": "5ecre7" * 6 + "abcd"}
+    environment |= {"WANDB_API_KEY": "5ecre7" * 6 + "abcd", "PYTHONPATH": str(ROOT)}
     spec, results = write_spec(tmp_path, run_cap=1), tmp_path / "results"
     head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0, "num_cpus": 1}
     clean = {"PYTHONPATH": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

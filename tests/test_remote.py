@@ -214,6 +214,7 @@ def test_a_store_that_is_gone_for_a_while_stops_no_trial_and_gets_all_of_it_by_r
         assert len([name for name in store.sizes("trials") if name.endswith("summary.json")]) < 3
         done = sweep(spec, "--results", url, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
+    store = Store(url)  # not through the relay
     assert rows_at(store) == rows_at(undisturbed[0])
     assert store.read(JOURNAL) == (cache_folder(url) / JOURNAL).read_bytes()
 
