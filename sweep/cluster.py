@@ -24,6 +24,7 @@ ADDRESS = "RAY_ADDRESS"  # Ray's own variable
 AUTO, LOCAL = "auto", "local"  # Ray's own words for: the cluster that this machine is in, and one of our own
 CONNECT_S = 5.0
 ANSWER_S = 10.0  # the first answer of a cluster; Ray itself would wait for minutes
+JOIN_S = 60.0
 IN_NO_NETWORK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to loopback; its default on Windows and macOS
 FORMS = "auto (the cluster that this machine is in), HOST:PORT (of its head, usually port 6379) or local"
 
@@ -124,15 +125,8 @@ def _joined(given: str) -> Iterator[str]:
     _check_connects(given, host, port)
     with on_loopback() if loopback else nullcontext():
         _check_answers(given, f"{host}:{port}")
-        try:
-            # not what the raylets were started with: a trial with gpu: 0 is to see no GPU there, too
-            _init(
-                address=f"{host}:{port}",
-                runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}},
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            _shutdown()
-            raise _refused(given, f"it cannot be joined from here: {_first_line(error)}", NOT_A_NODE) from None
+        _check_joins(given, f"{host}:{port}")
+        _init(**_joining(f"{host}:{port}"))
     try:
         yield f"{host}:{port}"
     finally:
@@ -239,13 +233,29 @@ def _check_answers(given: str, address: str) -> None:
     raise _refused(given, f"it does not answer: {last[:200]}", "See 'ray status' on its head")
 
 
+def _check_joins(given: str, address: str) -> None:
+    """Join in a process of its own first: on a machine that is no node of the cluster, Ray ends the process."""
+    code = f"import ray; ray.init(log_to_driver=False, **{_joining(address)!r})"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=JOIN_S, process_group=0, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise _refused(given, f"it could not be joined from here in {JOIN_S:.0f} s", NOT_A_NODE) from None
+    if done.returncode < 0 or "raylet" in done.stderr:
+        raise _refused(given, "this machine is no node of it", NOT_A_NODE)
+    if done.returncode > 0:
+        last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        raise _refused(given, f"it cannot be joined from here: {last[:200].rstrip('.')}", NOT_A_NODE)
+
+
+def _joining(address: str) -> dict[str, Any]:
+    # whatever the raylets were started with: a trial with gpu: 0 is to see no GPU there, too
+    return {"address": address, "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}}}
+
+
 def _refused(given: str, what: str, how: str) -> ConfigError:
     return ConfigError(f"the Ray cluster {given}: {what}. {how}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def has_token() -> bool:

@@ -63,9 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _folder(path: str) -> ResultsFolder:
     if is_url(path):
+        copy = cache_folder(checked_url(path))
         raise UserError(
-            f"results: {path} is a URL; give a folder: the copy of it on this machine, {cache_folder(checked_url(path))}, "
-            "or one fetched with the store's own tools"
+            f"results: {path} is a URL; give a folder: its copy on this machine, {copy}, or one fetched with the "
+            "store's own tools"
         )
     folder = ResultsFolder(Path(path))
     if not any((folder.path / name).exists() for name in ("spec.yaml", "trials", "study.journal")):

@@ -23,7 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.outcome import Outcome
 from sweep.sampler_view import is_diverged
 
+MOST_LOST = 1000  # trials in a row whose creation no line tells of
 LOCK_SUFFIX = ".lock"  # of Optuna's own lock; a killed process leaves it, and the next one waits half a minute for it
+ENDS = tuple(outcome.value for outcome in Outcome if outcome is not Outcome.RUNNING)
 _OF_A_TRIAL = range(JournalOperation.SET_TRIAL_PARAM, JournalOperation.SET_TRIAL_SYSTEM_ATTR + 1)
 
 
@@ -105,22 +107,26 @@ class _Replay:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._result = JournalStorageReplayResult("doctor")
-        self._lost = 0  # damaged lines that may have created something
+        self._damaged = False  # some line before
         self._study = 0  # that is worked on
 
     def take(self, event: dict[str, Any] | None) -> bool:
         """Apply an event; False where it cannot be."""
         if event is not None:
             try:
-                if self._lost:
-                    self._stand_in(event)
+                sound = not self._stand_in(event)
                 self._result.apply_logs([event])
                 self._study = self._study_of(event)
-                return True
+                return sound or self._seen_damage()
             except Exception:  # a line of JSON that is no event: whatever Optuna stumbles over
                 pass
-        self._lost += 1
+        self._damaged = True
         return False
+
+    def _seen_damage(self) -> bool:
+        """Whether a damaged line before tells why there was nothing for an event to be about; else one is missing."""
+        seen, self._damaged = self._damaged, True
+        return seen
 
     def _study_of(self, event: Mapping[str, Any]) -> int:
         """The study that is worked on: a session opens the search, then the confirmation."""
@@ -129,18 +135,21 @@ class _Replay:
             return ids[event["study_name"]]
         return int(event.get("study_id", self._study))
 
-    def _stand_in(self, event: Mapping[str, Any]) -> None:
-        """Create what the event is about, where a damaged line did."""
+    def _stand_in(self, event: Mapping[str, Any]) -> bool:
+        """Create what the event is about, where a line that was lost did; whether that was so."""
+        if event["op_code"] == JournalOperation.CREATE_STUDY:
+            return False
+        before = len(self._result._trials), len(self._result._studies)
         study = event.get("study_id", self._study)
         while len(self._result._studies) <= study < len(self._names):
             known = {book.study_name for book in self._result.get_all_studies()}
             name = next(name for name in self._names if name not in known)
             self._apply(JournalOperation.CREATE_STUDY, study_name=name, directions=[int(StudyDirection.NOT_SET)])
         if event["op_code"] in _OF_A_TRIAL:
-            while len(self._result._trials) <= event["trial_id"] and self._lost:
-                self._lost -= 1
+            for _ in range(min(event["trial_id"] + 1 - len(self._result._trials), MOST_LOST)):
                 state = int(TrialState.RUNNING)
                 self._apply(JournalOperation.CREATE_TRIAL, study_id=study, state=state, datetime_start=None)
+        return before != (len(self._result._trials), len(self._result._studies))
 
     def _apply(self, operation: JournalOperation, **event: Any) -> None:
         self._result.apply_logs([{"op_code": int(operation), "worker_id": "", **event}])
@@ -158,7 +167,7 @@ class _Replay:
 
 
 def _lacks_outcome(trial: FrozenTrial) -> bool:
-    return trial.state.is_finished() and trial.user_attrs.get("outcome") not in {*Outcome} - {Outcome.RUNNING}
+    return trial.state.is_finished() and trial.user_attrs.get("outcome") not in ENDS
 
 
 def outcome_of(trial: FrozenTrial) -> Outcome:

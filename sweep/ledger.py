@@ -18,6 +18,7 @@ from sweep.rebuild import Evidence
 from sweep.study import Record
 
 SAME_VALUE = 0.01  # relative: an epoch that a GPU trained again after a crash has not quite the value that was told
+CHANGED = "One of the two was changed, or comes from another copy; restore it"
 EXIT_CODES = {Outcome.COMPLETE: 0, Outcome.PRUNED: 0, Outcome.DIVERGED: 1}  # of a W&B run that ended as it should
 HAVE_SUMMARY = tuple(EXIT_CODES)
 
@@ -273,13 +274,17 @@ def _value(books: TrialBooks) -> Iterator[Finding]:
             what = f"the study was not told of epoch {ranges(untold)}, which its checkpoint is behind"
             yield Finding(Kind.SETTLE, books.place, what, "tells the study", subject=record.trial)
         return
+    given = books.evidence.values or {}
+    for name, value in record.values.items():
+        if name in given and given[name] != value and books.evidence.final_values is None:
+            what = f"{name} is {value!r} in the study and {given[name]!r} in config.yaml"
+            yield Finding(Kind.SETTLE, books.place, what, None, CHANGED)
     here = books.evidence.steps.get(record.epochs - 1)
     if record.outcome in (Outcome.COMPLETE, Outcome.PRUNED) and record.objectives and here is not None:
         for name, told, row in zip(books.metrics, record.objectives, here, strict=False):
             if not math.isclose(told, row, rel_tol=SAME_VALUE, abs_tol=1e-9):
                 what = f"{name} after epoch {record.epochs - 1} is {told:.6g} in the study and {row:.6g} in epoch.csv"
-                hint = "One of the two was changed by hand, or comes from another copy; restore it"
-                yield Finding(Kind.SETTLE, books.place, what, None, hint)
+                yield Finding(Kind.SETTLE, books.place, what, None, CHANGED)
 
 
 def _run(books: TrialBooks) -> Iterator[Finding]:

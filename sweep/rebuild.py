@@ -7,8 +7,8 @@ the state of cmaes, nsgaii and nsgaiii (they begin their model anew from the tri
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.journal import outcome_of
 from sweep.outcome import Outcome
-from sweep.sampler_view import DIVERGED
+from sweep.sampler_view import CONSTRAINTS, DIVERGED
 from sweep.samplers import make_sampler
 from sweep.space import Space
 from sweep.study import Values
@@ -61,7 +61,8 @@ def rebuilt(
 ) -> list[FrozenTrial]:
     """The trials of a study, by number, up to the last one that was begun.
 
-    A trial that nobody knows more of than its number is one that was begun: the sampler draws its values again.
+    Where the study's file and the other books differ about a trial, the others are right: after lost lines a trial may
+    have what is another one's. A trial that nobody knows more of than its number was begun: it is drawn again.
 
     Args:
         known: what the study has of them, by number.
@@ -73,77 +74,84 @@ def rebuilt(
     count = max([*begun, *evidence], default=-1) + 1
     trials = []
     for number in range(count):
-        there = known[number] if number < len(known) else None
+        there = known[number] if number < len(known) else _unknown()
         told = evidence.get(number, Evidence())
-        # not of the study's file, where it is known otherwise: after lost lines a trial may have another one's
         preset, enqueued = first[number] if number < len(first) else (told.preset, None)
         trials.append(_trial(number, there, told, preset, enqueued, space, several))
     return trials
 
 
+def _unknown() -> FrozenTrial:
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING)
+    trial.datetime_start = None
+    return trial
+
+
+def fits(trial: FrozenTrial, space: Space) -> bool:
+    """Whether all values of a trial are ones that the study could have given."""
+    return len(_sound_params(trial, space)) == len(trial.params)
+
+
+def _sound_params(trial: FrozenTrial, space: Space) -> dict[str, Any]:
+    sound = {}
+    for name, value in trial.params.items():
+        distribution = space.distributions.get(name)
+        with suppress(ValueError, TypeError):
+            if distribution is not None and distribution._contains(distribution.to_internal_repr(value)):
+                sound[name] = value
+    return sound
+
+
 def _trial(
     number: int,
-    there: FrozenTrial | None,
+    there: FrozenTrial,
     told: Evidence,
     preset: str | None,
     enqueued: Values | None,
     space: Space,
     several: bool,
 ) -> FrozenTrial:
-    before = {} if there is None else dict(there.user_attrs)
-    params = {} if there is None else dict(there.params)
+    params = _sound_params(there, space)
     if told.values is not None:
-        params = {**space.from_values(told.values), **params}
-    steps = {} if there is None else dict(there.intermediate_values)
-    outcome = Outcome.RUNNING if there is None else outcome_of(there)
-    if outcome is Outcome.RUNNING:
-        outcome = told.outcome
-    if not several:
-        steps = {epoch: values[0] for epoch, values in sorted(told.steps.items())} | steps
-    attributes: dict[str, Any] = dict(before)
+        params |= space.from_values(told.values)
+    outcome = told.outcome if told.outcome is not Outcome.RUNNING else outcome_of(there)
+    attributes: dict[str, Any] = dict(there.user_attrs)
+    attributes.pop("outcome", None)
+    steps = dict(there.intermediate_values)
+    if told.steps and several:
+        attributes["last"] = [max(told.steps), list(told.steps[max(told.steps)])]
+    elif told.steps:
+        steps = {epoch: values[0] for epoch, values in sorted(told.steps.items())}
+    last = list(attributes["last"][1]) if "last" in attributes else [steps[max(steps)]] if steps else []
     if preset is not None or enqueued is not None:
         attributes["preset"] = preset
+    for name, value in (("reason", told.reason), ("final_values", told.final_values)):
+        if value is not None:
+            attributes[name] = value
+    attributes.setdefault("seconds", told.seconds)
+    values = last or there.values if outcome is Outcome.COMPLETE else None
+    if outcome is Outcome.COMPLETE and not values:
+        outcome, attributes["reason"] = Outcome.FAILED, "its value was lost with the study's file"
     if outcome is not Outcome.RUNNING:
         attributes["outcome"] = outcome.value
-    if several and "last" not in attributes and told.steps:
-        attributes["last"] = [max(told.steps), list(told.steps[max(told.steps)])]
-    for name in ("reason", "seconds", "final_values"):
-        if name not in attributes and (value := getattr(told, name)) not in (None, 0.0):
-            attributes[name] = value
-    system = {} if there is None else copy.deepcopy(there.system_attrs)
+    system = {name: value for name, value in there.system_attrs.items() if not name.startswith(CONSTRAINTS)}
     if enqueued is not None:
         system["fixed_params"] = space.from_values(enqueued)
-    last = list(attributes["last"][1]) if "last" in attributes else [steps[max(steps)]] if steps else []
-    values = None if there is None else there.values
-    if outcome is Outcome.COMPLETE and not values:
-        values = last
-        if not values:  # nobody has its value any more
-            outcome = Outcome.FAILED
-            attributes |= {"outcome": outcome.value, "reason": "its value was lost with the study's file"}
     frozen = optuna.trial.create_trial(
         state=STATES[outcome],
-        values=values if outcome is not Outcome.FAILED and outcome is not Outcome.RUNNING else None,
+        values=values,
         params=params,
-        distributions={name: _of(there, name) or space.distributions[name] for name in params},
+        distributions={name: space.distributions[name] for name in params},
         user_attrs=attributes,
         system_attrs=system,
         intermediate_values=steps,
-        constraints={DIVERGED: 1.0} if outcome is Outcome.DIVERGED and DIVERGED not in _constraints(there) else None,
+        constraints={DIVERGED: 1.0} if outcome is Outcome.DIVERGED else None,
     )
-    ended = datetime.fromtimestamp(told.modified)
+    when = datetime.fromtimestamp(told.modified)
     frozen.number = number
-    frozen.datetime_start = (there.datetime_start if there is not None else None) or ended
-    if outcome is not Outcome.RUNNING:
-        frozen.datetime_complete = (there.datetime_complete if there is not None else None) or ended
+    frozen.datetime_start = there.datetime_start or when
+    frozen.datetime_complete = None if outcome is Outcome.RUNNING else there.datetime_complete or when
     return frozen
-
-
-def _of(there: FrozenTrial | None, name: str) -> Any:
-    return None if there is None else there.distributions.get(name)
-
-
-def _constraints(there: FrozenTrial | None) -> Mapping[str, float]:
-    return {} if there is None else there.constraints
 
 
 def points_used(space: Space, seed: int, startup_trials: int, count: int) -> dict[str, Any]:

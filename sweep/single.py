@@ -37,6 +37,7 @@ from sweep.scored import field_value
 from sweep.slots import SERVICE, SLOT, devices_of, visible_devices
 from sweep.spec import SweepSpec, load_spec
 from sweep.wandb_mode import resolve_mode, settings_files
+from sweep.watchdog import STACKS, take_stacks
 
 if TYPE_CHECKING:
     from sweep.study import Record
@@ -161,6 +162,8 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
     )
     shown = ", ".join(f"{name} {value}" for name, value in given.items()) or "the spec's own values"
     _say(f"trial {record.trial}: {shown}; {job.folder}")
+    if take_stacks(job.folder):
+        _say(f"its process before hung, and ended itself (retries.hang_s); where it stood: {job.folder / STACKS}")
     signals.training = True
     try:
         run = TrialRun(job, should_stop=lambda: signals.caught_one is not None, obeys_wandb=True)

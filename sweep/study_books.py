@@ -16,7 +16,7 @@ from sweep.journal import Journal, StudyBook
 from sweep.ledger import Finding, Kind
 from sweep.ledger_files import EvidenceReader, TableBook, TrialFiles
 from sweep.plan import first_trials
-from sweep.rebuild import Evidence, points_used, rebuilt
+from sweep.rebuild import Evidence, fits, points_used, rebuilt
 from sweep.results import ResultsFolder
 from sweep.space import Space
 from sweep.spec import SweepSpec
@@ -93,8 +93,11 @@ def studies_of(results: Path, spec: SweepSpec, journal: Journal, thorough: bool,
     for study in studies:
         _gather(study, results, spec, journal, thorough)
         known = [trial for trial in study.book.trials if trial.state != TrialState.WAITING]
+        strange = not all(fits(trial, study.space) for trial in study.book.trials)
         lacks = study.evidence.keys() - {trial.number for trial in known}
-        study.rewritten = not single and (bool(lacks) or (damaged and bool(study.book.trials or study.evidence)))
+        study.rewritten = not single and (
+            strange or bool(lacks) or (damaged and bool(study.book.trials or study.evidence))
+        )
         study.trials = study.book.trials
         if study.rewritten or single:
             several = len(study.goals) > 1
@@ -144,6 +147,8 @@ def study_findings(journal: Journal, studies: list[Study], spec: SweepSpec) -> I
         if fault is None or journal.cut:
             begun = sum(trial.state != TrialState.WAITING for study in studies for trial in study.book.trials)
             fault = f"it knows {begun} trials, the trials' folders and tables {told}"
+            if begun == told:
+                fault = "it has values that are none of this sweep's"
         remedy = f"makes it anew ({told} trials) from what is left of it, the trials' folders and the tables"
         yield Finding(Kind.STUDY, JOURNAL, fault, remedy, _forgotten(journal, spec))
     elif journal.cut:

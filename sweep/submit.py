@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # where `ray job submit` looks, in this order
 SENT = ("model", "sweep", "pyproject.toml")
 STOP_S = 40  # what `ray job stop` leaves the sweep for its checkpoints; Ray's own 3 s are too few
+NOT_YET = "No available agent to submit job"  # a dashboard's word while its cluster starts
+TAKEN_S, PAUSE_S = 90.0, 2.0  # how long it may say so
 SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # in the name of a variable
 OURS = ("working_dir", "excludes")
 
@@ -163,14 +166,18 @@ def _submit(address: str, entrypoint: str, runtime_env: dict[str, Any], follow: 
         yaml.safe_dump(runtime_env, file)
         file.flush()
         words = ["submit", *at, "--submission-id", job, "--runtime-env", file.name, "--no-wait"]
-        done = subprocess.run(
-            [*ray, *words, "--", *shlex.split(entrypoint)], env=environment, capture_output=True, text=True, check=False
-        )
+        command = [*ray, *words, "--", *shlex.split(entrypoint)]
+        give_up = time.monotonic() + TAKEN_S
+        while True:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if NOT_YET not in done.stdout + done.stderr or time.monotonic() > give_up:
+                break
+            time.sleep(PAUSE_S)
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1].rstrip(".") if lines else "no reason was given"
         raise UserError(
-            f"the cluster {address} did not take the job: {lines[-1] if lines else 'no reason was given'}. Is it the "
-            "dashboard's address, does Ray run there, and is its token here (RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
+            f"the cluster {address} did not take the job: {reason}. Is it the dashboard's address, does Ray run there, and is its token here (RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
         )
     hint = (
         f"follow it: ray job logs {job} --address {address} --follow\nstop it:   ray job stop {job} --address {address}"

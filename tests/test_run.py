@@ -1,11 +1,12 @@
-"""`python -m sweep.run` as a user runs it: whole sweeps with real Ray, Optuna storage and offline W&B runs."""
+"""`python -m sweep.run` as a user runs it: whole sweeps with real Ray, Optuna storage and offline W&B runs.
+
+What is killed, stopped or starved is in tests/test_faults.py.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -26,7 +26,6 @@ from tests.sweeping import TINY_TRAINER, tiny_content, trial_folders
 
 slow = pytest.mark.slow
 LIMIT_S = 180
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # after a kill they end by themselves, a minute later
 
 
 def write_spec(folder: Path, **changes: Any) -> Path:
@@ -169,108 +168,11 @@ def test_a_finished_sweep_resumed_with_a_larger_run_cap_adds_trials_and_keeps_th
     assert len(json.loads((results / "provenance.json").read_text())["sessions"]) == 2
 
 
-# one trial after the other, so that the same seed gives the same sweep; long enough to be disturbed
-SERIAL: dict[str, Any] = {
-    "resources": {"max_concurrent": 1},
-    "run_cap": 3,
-    "trainer": {**TINY_TRAINER, "epochs": 30},
-}
-
 Rows = dict[str, tuple[bytes, bytes]]
 
 
 def rows_of(results: Path) -> Rows:
     return {f.name: ((f / "batch.csv").read_bytes(), (f / "epoch.csv").read_bytes()) for f in trial_folders(results)}
-
-
-def assert_wandb_has_every_row_once(results: Path) -> None:
-    for folder in trial_folders(results):
-        history = logged_history(results, folder.name)
-        assert [row for row in history if metrics.BATCH_STEP in row] == read_csv(folder / "batch.csv")
-        assert [row for row in history if metrics.EPOCH_STEP in row] == read_csv(folder / "epoch.csv")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Rows:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert sweep(write_spec(folder, **SERIAL), folder / "results").returncode == 0
-    return rows_of(folder / "results")
-
-
-@slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_ends_cleanly_and_resumes_to_the_same_rows(
-    tmp_path: Path, number: signal.Signals, undisturbed: Rows
-) -> None:
-    # to the whole process group, as a terminal's Ctrl-C and `timeout` do
-    spec = write_spec(tmp_path, **SERIAL)
-    results = tmp_path / "stopped"
-    with subprocess.Popen(
-        command(spec, results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-    ) as driver:
-        second = results / "trials/0001/epoch.csv"
-        wait_for(lambda: second.exists() and len(read_csv(second)) >= 3, "the second trial's third epoch")
-        os.killpg(driver.pid, number)
-        asked = time.monotonic()
-        printed = driver.communicate(timeout=60)[0]
-        assert time.monotonic() - asked < 30
-        assert driver.returncode == 130, printed
-        assert "--resume" in printed
-        assert "Traceback" not in printed
-    assert [row["state"] for row in table(results)] == ["complete", "running"]
-    done = sweep(spec, results, "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [row["state"] for row in table(results)] == ["complete"] * 3
-    assert rows_of(results) == undisturbed
-    assert_wandb_has_every_row_once(results)
-
-
-@slow
-def test_a_killed_worker_costs_no_trial(tmp_path: Path, undisturbed: Rows) -> None:
-    spec = write_spec(tmp_path, **SERIAL)
-    results = tmp_path / "results"
-    with subprocess.Popen(
-        command(spec, results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as driver:
-        first = results / "trials/0000/epoch.csv"
-        wait_for(lambda: first.exists() and len(read_csv(first)) >= 3, "the first trial's third epoch")
-        workers = [
-            p
-            for p in psutil.Process(driver.pid).children(recursive=True)
-            if "Trainable" in "".join(p.cmdline()[:1])  # ray::ResourceTrainable, with .train while it trains
-        ]
-        assert workers
-        for worker in workers:
-            os.kill(worker.pid, signal.SIGKILL)
-        printed = driver.communicate(timeout=LIMIT_S)[0]
-        assert driver.returncode == 0, printed
-    assert [row["state"] for row in table(results)] == ["complete"] * 3
-    assert rows_of(results) == undisturbed
-    assert_wandb_has_every_row_once(results)
-
-
-@slow
-def test_a_killed_driver_costs_no_trial_and_a_second_one_is_refused_meanwhile(
-    tmp_path: Path, undisturbed: Rows
-) -> None:
-    spec = write_spec(tmp_path, **SERIAL)
-    results = tmp_path / "killed"
-    with subprocess.Popen(command(spec, results), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        second = results / "trials/0001/epoch.csv"
-        wait_for(lambda: second.exists() and len(read_csv(second)) >= 3, "the second trial's third epoch")
-        refused = sweep(spec, results, "--resume")
-        assert refused.returncode == 2
-        assert f"process {driver.pid}" in refused.stderr
-        children = psutil.Process(driver.pid).children(recursive=True)
-        trials = [child for child in children if child.name() not in RAY_AGENTS]
-        driver.kill()
-        driver.wait()
-    psutil.wait_procs(trials, timeout=30)
-    assert not [child for child in trials if child.is_running()]
-    done = sweep(spec, results, "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert rows_of(results) == undisturbed
-    assert_wandb_has_every_row_once(results)
 
 
 @slow
