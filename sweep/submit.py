@@ -177,7 +177,8 @@ def _submit(address: str, entrypoint: str, runtime_env: dict[str, Any], follow: 
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1].rstrip(".") if lines else "no reason was given"
         raise UserError(
-            f"the cluster {address} did not take the job: {reason}. Is it the dashboard's address, does Ray run there, and is its token here (RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
+            f"the cluster {address} did not take the job: {reason}. Is it the dashboard's address, does "
+            "Ray run there, and is its token here (RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
         )
     hint = (
         f"follow it: ray job logs {job} --address {address} --follow\nstop it:   ray job stop {job} --address {address}"
