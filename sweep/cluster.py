@@ -26,7 +26,17 @@ CONNECT_S = 5.0
 ANSWER_S = 10.0  # the first answer of a cluster; Ray itself would wait for minutes
 JOIN_S = 60.0
 IN_NO_NETWORK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to loopback; its default on Windows and macOS
-FORMS = "auto (the cluster that this machine is in), HOST:PORT (of its head, usually port 6379) or local"
+FORMS = (
+    "auto (the cluster that this machine is in), HOST:PORT (of its head, usually port 6379), ray://HOST:PORT (of its "
+    "Ray Client, usually port 10001) or local"
+)
+CLIENT = "ray://"
+ASK_CLIENT = """
+import ray, sys
+ray.init(sys.argv[1], log_to_driver=False)
+task = ray.remote(num_cpus=0)(lambda: ray.get_runtime_context().gcs_address)
+print(ray.get(task.remote()))
+"""
 
 
 @dataclass(frozen=True)
@@ -152,19 +162,13 @@ def _shutdown() -> None:
 
 
 def _checked(address: str, origin: str) -> None:
-    if address.startswith("ray://"):
-        raise ConfigError(
-            f"{origin} {address}: a sweep cannot be driven through Ray Client: Ray Tune would move the driver, with "
-            "the study and its journal, into the cluster. Send it there with scripts/submit.sh (RAY_ADDRESS is then "
-            "that of the dashboard, http://HOST:8265), or run it on a node with --address HOST:PORT"
-        )
     if address in (AUTO, LOCAL):
         return
-    if re.match(r"\w+://", address):
+    if re.match(r"(?!ray:)\w+://", address):
         raise ConfigError(
             f"{origin} {address}: must be {FORMS}; to send a sweep to a dashboard's address, use scripts/submit.sh"
         )
-    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})", address)
+    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})", address.removeprefix(CLIENT))
     if match is None or not 0 < int(match[2]) < 65536:
         raise ConfigError(f"{origin} {address!r}: must be {FORMS}")
 
@@ -180,10 +184,37 @@ def _head(given: str) -> tuple[str, int]:
                 f"{AUTO}: no Ray cluster was started on this machine with 'ray start'; give the cluster's "
                 "HOST:PORT, or leave --address out to run on this machine alone"
             )
+    elif given.startswith(CLIENT):
+        address = _behind_client(given)
     else:
         address = given
+    return _host_and_port(address)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def _behind_client(given: str) -> str:
+    """HOST:PORT of the head of the cluster whose Ray Client listens at `given`, which is then joined directly.
+
+    Through the client itself, Tune would move the driver, with the study and its journal, into the cluster.
+    """
+    _check_connects(given, *_host_and_port(given.removeprefix(CLIENT)))
+    use_token()
+    command = [sys.executable, "-c", ASK_CLIENT, given]
+    environment = os.environ | {ADDRESS: ""}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=JOIN_S, process_group=0, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise _refused(given, f"Ray Client gave no answer in {JOIN_S:.0f} s", NOT_A_NODE) from None
+    if done.returncode != 0 or not done.stdout.strip():
+        last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        raise _refused(given, f"what listens there is no Ray Client that can be used: {last[:200]}", NOT_A_NODE)
+    return done.stdout.split()[-1]
 
 
 def _check_connects(given: str, host: str, port: int) -> None:

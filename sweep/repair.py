@@ -24,6 +24,7 @@ from sweep.outcome import Outcome
 from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, SweepStudy
 from sweep.study_books import Study, mended_books
+from sweep.wandb_client import reset_client
 from sweep.wandb_ledger import complete_run
 
 DAMAGED = "damaged"  # in the results folder
@@ -71,6 +72,7 @@ class Repair:
         self._results, self._spec, self._thorough = results, spec, thorough
         self.aside = Aside(results)
         self.last: Examination | None = None
+        self._started_wandb = False
         self._do: dict[Kind, Callable[[Examination, Finding], None]] = {
             Kind.LEFTOVER: self._leftover,
             Kind.PROVENANCE: self._provenance,
@@ -93,6 +95,13 @@ class Repair:
 
         Raises UserError where the folder cannot be written to.
         """
+        try:
+            yield from self._mended()
+        finally:
+            if self._started_wandb:
+                reset_client()
+
+    def _mended(self) -> Iterator[Finding]:
         done: set[Finding] = set()
         touched: set[str] = set()
         while True:
@@ -219,6 +228,7 @@ class Repair:
         record, run = books.record, seen.run_id(finding.subject)
         files = study.files[record.number]
         config = {**(files.config or {}), **record.values, "sweep": self._spec.name, "trial": record.trial}
+        self._started_wandb = True
         complete_run(self._results, self._spec, run, record, seen.parts.get(run, []), config)
 
 

@@ -17,7 +17,6 @@ from sweep.ledger import RunBook
 from sweep.outcome import Outcome
 from sweep.spec import SweepSpec
 from sweep.study import Record
-from sweep.wandb_client import reset_client
 from sweep.wandb_files import KINDS, OFFLINE, broken_stream, read_head, unsent_marker, whole_records
 from sweep.wandb_sink import RunIdentity, WandbSink
 
@@ -88,6 +87,8 @@ def complete_run(
 ) -> None:
     """Add to a trial's run, as one more offline part, the rows that it lacks, its summary and its end.
 
+    wandb's service process goes on, for the next run; `sweep.wandb_client.reset_client` ends it.
+
     Args:
         run: its id.
         config: of the run, where its parts do not tell.
@@ -104,15 +105,12 @@ def complete_run(
     )
     folder = results / "trials" / record.trial
     rows = History(batch=list(read_csv(folder / "batch.csv")), epoch=list(read_csv(folder / "epoch.csv")))
-    try:
-        plain = {name: value for name, value in known.items() if name != "_wandb"}
-        sink = WandbSink(identity, plain, "offline", spec.wandb.init_timeout_s, resumed=bool(parts))
-        for event in rows.events():
-            sink.log(event)
-        if record.outcome is Outcome.DIVERGED:
-            sink.note_divergence([metric.name for metric in spec.objectives], record.reason or "it diverged")
-        if (folder / "summary.json").exists():
-            sink.log(Event(Level.SUMMARY, read_json(folder / "summary.json")))
-        sink.close(0 if record.outcome in (Outcome.COMPLETE, Outcome.PRUNED) else 1)
-    finally:
-        reset_client()
+    plain = {name: value for name, value in known.items() if name != "_wandb"}
+    sink = WandbSink(identity, plain, "offline", spec.wandb.init_timeout_s, resumed=bool(parts))
+    for event in rows.events():
+        sink.log(event)
+    if record.outcome is Outcome.DIVERGED:
+        sink.note_divergence([metric.name for metric in spec.objectives], record.reason or "it diverged")
+    if (folder / "summary.json").exists():
+        sink.log(Event(Level.SUMMARY, read_json(folder / "summary.json")))
+    sink.close(0 if record.outcome in (Outcome.COMPLETE, Outcome.PRUNED) else 1)

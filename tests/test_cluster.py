@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,9 +39,17 @@ CONTENT: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
+def client_port() -> int:
+    """Where the head's Ray Client listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def nodes(client_port: int) -> Iterator[RayNodes]:
     """Three nodes with a core each. Tests leave three behind."""
-    with RayNodes({}, [{}, {}]) as running:
+    with RayNodes({"ray_client_server_port": client_port}, [{}, {}]) as running:
         yield running
 
 
@@ -141,10 +150,11 @@ def test_a_node_is_killed_and_one_added_and_the_sweep_ends_with_the_rows_of_an_u
 
 @slow
 def test_a_signal_to_the_driver_ends_the_trials_and_leaves_the_cluster(
-    tmp_path: Path, nodes: RayNodes, undisturbed: dict[str, tuple[bytes, bytes]]
+    tmp_path: Path, nodes: RayNodes, client_port: int, undisturbed: dict[str, tuple[bytes, bytes]]
 ) -> None:
     results, spec = tmp_path / "results", write_spec(tmp_path, **CONTENT)
-    again = ["--address", nodes.address, "--resume-or-start"]  # as a scheduler would start it, each time
+    # as a scheduler would start it, each time; the cluster is found by its Ray Client, and joined directly
+    again = ["--address", f"ray://127.0.0.1:{client_port}", "--resume-or-start"]
     with started(spec, results, *again) as driver:
         wait_for(lambda: any(has_epochs(results, f"{n:04d}", 3) for n in range(3)), "a trial has trained")
         driver.send_signal(signal.SIGTERM)
@@ -298,7 +308,7 @@ def test_a_job_that_cannot_work_is_not_sent(
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("ray://head:10001", "cannot be driven through Ray Client"),
+        ("ray://head", "must be auto"),
         ("http://head:8265", "use scripts/submit.sh"),
         ("head", "must be auto (the cluster that this machine is in), HOST:PORT"),
         ("head:0", "must be auto"),

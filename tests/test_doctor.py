@@ -25,7 +25,7 @@ from sweep.repair import DAMAGED, mended_for_resume
 from sweep.results import ResultsFolder
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import JOURNAL, Record, SweepStudy
-from tests.offline import records_of
+from sweep.wandb_files import whole_records
 from tests.sweeping import TINY_TRAINER, tiny_content
 
 pytestmark = pytest.mark.slow
@@ -375,9 +375,8 @@ def test_a_run_that_breaks_off_is_completed_so_that_a_sync_has_every_row_once(do
     words = [f"trial {trial}: its W&B run lacks its last" for trial in trials.values()]
     mends(doctor, results, *words, "trial 0001: it has no W&B run")
     for state, trial in (*trials.items(), ("complete", "0001")):
-        parts = [
-            record for file in results.glob(f"wandb/offline-run-*-{trial}*/run-*.wandb") for record in records_of(file)
-        ]
+        files = results.glob(f"wandb/offline-run-*-{trial}*/run-*.wandb")
+        parts = [record for file in files for record in whole_records(file)]
         history = [record["history"]["item"] for record in parts if record["type"] == "history"]
         logged = [item["batch/iteration"] for item in history if "batch/iteration" in item]
         assert sorted(logged) == list(range(len(read_csv(results / "trials" / trial / "batch.csv")))), state
