@@ -32,10 +32,11 @@ from model.sinks import CsvSink, Event, read_csv
 from sweep.objective import Objective, ObjectiveSettings
 from sweep.plan import first_trials
 from sweep.progress import Progress
-from sweep.results import ResultsFolder, TrialTable
+from sweep.results import ResultsFolder
 from sweep.searcher import DIVERGED, EPOCHS, FINISHED
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import Outcome, SweepStudy
+from sweep.trial_table import TrialTable
 from sweep.tuner import run_trials
 
 SPEC = Path(__file__).parent.parent / "sweeps/alpha_beta.yaml"

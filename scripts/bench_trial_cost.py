@@ -48,9 +48,10 @@ def ours(trials: int, folder: Path) -> tuple[float, float, float]:
     """(whole wall seconds, seconds from the first trial's end to the last's, training seconds of a trial)."""
     from model.configfile import validated
     from sweep.plan import make_plan
-    from sweep.results import ResultsFolder, TrialTable
+    from sweep.results import ResultsFolder
     from sweep.spec import SweepSpec
     from sweep.study import SweepStudy
+    from sweep.trial_table import TrialTable
     from sweep.tuner import run_trials
 
     spec = validated(SweepSpec, SPEC | {"run_cap": trials}, "benchmark")

@@ -18,10 +18,11 @@ from sweep.ledger_rows import few
 from sweep.leftovers import is_own, leftovers, orphans, own_files, read_uid
 from sweep.outcome import Outcome
 from sweep.rebuild import Evidence
-from sweep.results import RUNS, ResultsFolder, TrialTable
+from sweep.results import RUNS, ResultsFolder
 from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, Record
 from sweep.study_books import Study, studies_of, study_findings
+from sweep.trial_table import TrialTable
 from sweep.wandb_ledger import recorded_rows, run_books, run_parts
 from sweep.wandb_mode import resolve_mode
 

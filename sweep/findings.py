@@ -10,9 +10,10 @@ from model.config import TrainConfig
 from model.sinks import write_json, write_text
 from sweep.candidates import how_to_confirm
 from sweep.conclusion import Conclusion
-from sweep.results import ResultsFolder, TrialTable
+from sweep.results import ResultsFolder
 from sweep.spec import SweepSpec
 from sweep.study import Record
+from sweep.trial_table import TrialTable
 
 
 def write_best(

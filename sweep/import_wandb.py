@@ -32,10 +32,11 @@ from model.metrics import Level
 from model.sinks import CsvSink, Event, write_json, write_text
 from sweep.imported import LeftOutError, Trial, as_trial, spec_of_runs, spec_of_sweep, values_of
 from sweep.outcome import Outcome
-from sweep.results import RUNS, ResultsFolder, TrialTable
+from sweep.results import RUNS, ResultsFolder
 from sweep.scored import Ledger, read_trial
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import Record
+from sweep.trial_table import TrialTable
 from sweep.wandb_files import PastRun, recorded_runs
 from sweep.wandb_runs import ServerSweep, SweepName
 

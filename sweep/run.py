@@ -28,12 +28,13 @@ from sweep.plan import SweepPlan, make_plan, unchecked
 from sweep.progress import Progress
 from sweep.remote import is_url
 from sweep.repair import mended_for_resume
-from sweep.results import ResultsFolder, TrialTable
+from sweep.results import ResultsFolder
 from sweep.run_command import parser
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import JOURNAL, Outcome, Record, SweepStudy, best
 from sweep.sweep_mirror import SweepMirror
 from sweep.terminal import print_conclusion, print_counts, print_front, print_next_steps, print_plan, print_summary
+from sweep.trial_table import TrialTable
 from sweep.warm_start import WarmStart, load_warm_start
 
 

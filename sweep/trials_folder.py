@@ -18,10 +18,11 @@ from model.errors import ConfigError, UserError
 from model.sinks import write_json
 from sweep.candidates import how_to_confirm
 from sweep.plan import first_trials
-from sweep.results import RUNS, ResultsFolder, TrialTable
+from sweep.results import RUNS, ResultsFolder
 from sweep.scored import field_value
 from sweep.spec import SweepSpec
 from sweep.study import Outcome, Record, Values
+from sweep.trial_table import TrialTable
 
 LOCK_LIMIT_S = 60.0  # a trial holds the lock for some milliseconds
 

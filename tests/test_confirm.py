@@ -25,9 +25,10 @@ from sweep.findings import write_best, write_conclusion
 from sweep.outcome import Outcome
 from sweep.plan import make_plan
 from sweep.report import write_report
-from sweep.results import ResultsFolder, TrialTable
+from sweep.results import ResultsFolder
 from sweep.study import SweepStudy
 from sweep.terminal import print_conclusion, print_next_steps, print_plan
+from sweep.trial_table import TrialTable
 from tests.confirming import SEARCH, confirm_spec, trial
 from tests.sweeping import TINY_TRAINER, tiny_spec, trial_folders
 from tests.test_report import Page

@@ -23,9 +23,10 @@ from model.sinks import CsvSink, Event
 from sweep.report import MAX_ROWS, main, write_report
 from sweep.report_data import load_results
 from sweep.report_figures import MAX_POINTS, number, thin
-from sweep.results import ResultsFolder, TrialTable
+from sweep.results import ResultsFolder
 from sweep.spec import SweepSpec
 from sweep.study import Outcome, SweepStudy
+from sweep.trial_table import TrialTable
 
 COMPLETE, PRUNED, RUNNING, DIVERGED, FAILED = (
     Outcome.COMPLETE,

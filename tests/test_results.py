@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from model.errors import ConfigError
 from model.metrics import EPOCH_NAMES, EVAL_NAMES, Level
 from model.sinks import CsvSink, Event
-from sweep.results import ResultsFolder, TrialTable, equal_weights
+from sweep.results import ResultsFolder, equal_weights
 from sweep.study import Outcome, Record
+from sweep.trial_table import TrialTable
 from tests.sweeping import tiny_spec
 
 SPEC = tiny_spec()
@@ -104,6 +106,21 @@ def test_a_trial_without_files_has_a_row_too(tmp_path: Path) -> None:
     table.update(record(0, Outcome.RUNNING))
     table.write()
     assert [(row["trial"], row["state"]) for row in rows(folder)] == [("0000", "running"), ("0001", "failed")]
+
+
+@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "@SUM(A1)", "+1+1", "-2+3", "\tx", "\r=1"])
+def test_a_text_that_a_spreadsheet_would_run_is_quoted_and_numbers_stay(tmp_path: Path, text: str) -> None:
+    folder = opened(tmp_path / "results")
+    hostile = replace(record(), outcome=Outcome.FAILED, reason=text, values={"alpha": -0.5, "base_lr": text})
+    for _ in range(2):  # written, loaded, and written again
+        table = TrialTable(folder, SPEC)
+        table.load()
+        table.put(hostile)
+        table.write()
+    with folder.trials_file.open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["reason"] == row["base_lr"] == f"'{text}"
+    assert row["alpha"] == "-0.5"
 
 
 def test_equal_weights_is_the_preset_that_weighs_both_losses_alike() -> None:
