@@ -17,7 +17,7 @@ from sweep.space import Space
 from sweep.spec import SweepSpec
 from sweep.study import Outcome, Record
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would take for a program
+FORMULA = ("=", "+", "-", "@", "\t")  # how a cell begins that a spreadsheet would take for a program
 
 
 class TrialTable:
@@ -143,7 +143,10 @@ class TrialTable:
 
 def _harmless(cell: Any) -> Any:
     """The cell; a text that a spreadsheet would run as a formula has a quote in front."""
-    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r", " ")  # the writer quotes only \n, and readers take both for the end of a line
+    if not cell.startswith(FORMULA):
         return cell
     try:
         float(cell)
