@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from model.errors import ConfigError, UserError
+from sweep.faults import storage_trouble
 from sweep.remote import cache_folder, checked_url, is_url
 from sweep.results import RUNS, ResultsFolder
 from sweep.spec import SweepSpec, load_spec
@@ -46,7 +47,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 all books agree, 1 disagreements are left, 2 bad input."""
+    """Run the command; returns the exit code: 0 all books agree, 1 disagreements are left, 2 bad input.
+
+    2 as well where a file cannot be read or written.
+    """
     options = parser().parse_args(arguments)
     try:
         folder = _folder(options.results)
@@ -55,6 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _repair(folder, spec) if options.repair else _check(folder, spec)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        why = storage_trouble(error) or error
+        print(f"error: {why}; put that right, and the same command goes on. Nothing was lost", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with what is left", file=sys.stderr)

@@ -37,6 +37,8 @@ class Examination:
             the tables, the trials under way, and of the others whether a file breaks off.
         look_at_runs_of: trials whose W&B runs are looked at in any case.
 
+    Raises UserError where the study is of another sweep than the spec.
+
     Attributes:
         findings: what disagrees, in the order in which it is mended.
         notes: what is no disagreement, and worth a line.
@@ -59,8 +61,14 @@ class Examination:
             if self.single
             else read_journal(results / JOURNAL, (spec.name, f"{spec.name}.confirm"))
         )
+        if self.journal.studies and spec.name not in self.journal.studies:  # all its trials would look like orphans
+            raise UserError(
+                f"{self.folder.spec_file}: name: {spec.name}; the study in {JOURNAL} is of the sweep "
+                f"{next(iter(self.journal.studies))}: give the spec that name again, or restore the file that is wrong"
+            )
         self.studies = studies_of(results, spec, self.journal, thorough, self.single)
         self.trials: dict[str, TrialBooks] = {}
+        self._disputed: set[str] = set()  # their files may be another copy's
         if not self.single:
             found += [*leftovers(results), *study_findings(self.journal, self.studies, spec)]
         found += own_files(results)
@@ -105,7 +113,10 @@ class Examination:
         if self._thorough:
             self.notes += notes(books)
         if not self.single or ended:
-            yield from compare(books)
+            for finding in compare(books):
+                if finding.kind is Kind.SETTLE and finding.remedy is None:
+                    self._disputed.add(record.trial)
+                yield finding
 
     def _with_run(self, books: TrialBooks) -> TrialBooks:
         """Its W&B run: of a trial that ended, where W&B's files are looked at, which takes 20 ms for each."""
@@ -154,8 +165,8 @@ class Examination:
 
     @cached_property
     def _in_table_alone(self) -> set[str]:
-        """Trials whose rows are lost: what the table says of them stays."""
-        lost = {trial for trial, books in self.trials.items() if books.epochs_lost}
+        """Trials whose rows are lost, or not those that the study was told: what the table says of them stays."""
+        lost = {trial for trial, books in self.trials.items() if books.epochs_lost} | self._disputed
         return {trial for study in self.studies for trial in study.table.rows if trial in lost}
 
     def _table_findings(self) -> Iterator[Finding]:

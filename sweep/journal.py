@@ -139,6 +139,8 @@ class _Replay:
         """Create what the event is about, where a line that was lost did; whether that was so."""
         if event["op_code"] == JournalOperation.CREATE_STUDY:
             return False
+        if event["op_code"] in _OF_A_TRIAL and event["trial_id"] + 1 - len(self._result._trials) > MOST_LOST:
+            raise ValueError("a damaged number: no trial is stood in for")
         before = len(self._result._trials), len(self._result._studies)
         study = event.get("study_id", self._study)
         while len(self._result._studies) <= study < len(self._names):
@@ -146,7 +148,7 @@ class _Replay:
             name = next(name for name in self._names if name not in known)
             self._apply(JournalOperation.CREATE_STUDY, study_name=name, directions=[int(StudyDirection.NOT_SET)])
         if event["op_code"] in _OF_A_TRIAL:
-            for _ in range(min(event["trial_id"] + 1 - len(self._result._trials), MOST_LOST)):
+            for _ in range(event["trial_id"] + 1 - len(self._result._trials)):
                 state = int(TrialState.RUNNING)
                 self._apply(JournalOperation.CREATE_TRIAL, study_id=study, state=state, datetime_start=None)
         return before != (len(self._result._trials), len(self._result._studies))

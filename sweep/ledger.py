@@ -171,7 +171,8 @@ def _updates_of_an_epoch(batch: Rows) -> int:
         return 0
     column = batch.columns.index("batch/epoch")
     for place in range(batch.whole):
-        if int(batch.lines[place].split(",")[column]) > 0:
+        cells = batch.lines[place].split(",")  # a quick reading did not look at them
+        if column < len(cells) and cells[column].isdecimal() and int(cells[column]) > 0:
             return place
     return 0
 
@@ -253,7 +254,7 @@ def _summary(books: TrialBooks) -> Iterator[Finding]:
     if not books.folder.there or state == "sound":
         return
     if books.record.outcome in HAVE_SUMMARY:
-        remedy = "makes it anew from its rows"
+        remedy = f"makes it anew from {'the table' if books.epochs_lost else 'its rows'}"
     elif state == "damaged":
         remedy = "moves it aside"
     else:
@@ -280,6 +281,10 @@ def _value(books: TrialBooks) -> Iterator[Finding]:
             what = f"{name} is {value!r} in the study and {given[name]!r} in config.yaml"
             yield Finding(Kind.SETTLE, books.place, what, None, CHANGED)
     here = books.evidence.steps.get(record.epochs - 1)
+    if here is None and record.epochs - 1 in books.folder.epoch.lines and record.objectives and books.evidence.values:
+        names = ", ".join(books.metrics)
+        what = f"epoch.csv has no finite {names} after epoch {record.epochs - 1}, of which the study was told"
+        yield Finding(Kind.SETTLE, books.place, what, None, CHANGED)
     if record.outcome in (Outcome.COMPLETE, Outcome.PRUNED) and record.objectives and here is not None:
         for name, told, row in zip(books.metrics, record.objectives, here, strict=False):
             if not math.isclose(told, row, rel_tol=SAME_VALUE, abs_tol=1e-9):

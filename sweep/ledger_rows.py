@@ -12,6 +12,7 @@ from model.metrics import BATCH_NAMES, BATCH_STEP, EPOCH_COLUMNS, EPOCH_STEP
 FILES = {"batch.csv": (BATCH_NAMES, BATCH_STEP), "epoch.csv": (EPOCH_COLUMNS, EPOCH_STEP)}  # columns, and what counts
 WHOLE_NUMBERS = ("batch/epoch", "batch/iteration", "batch/mode", "epoch")
 MOST_NAMED = 5
+MOST_MISSING = 1_000_000  # rows in one gap; a larger one is a damaged number
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def read_rows(name: str, data: bytes | None, thorough: bool = True) -> Rows:
     sound: dict[int, str] = {}
     order: list[int] = []
     bad: list[int] = []
-    for number, line in enumerate(lines, start=2):
-        place = _place(line, columns, key)
+    places = _believable([_place(line, columns, key) for line in lines])
+    for number, (place, line) in enumerate(zip(places, lines, strict=True), start=2):
         if place is None:
             bad.append(number)
         else:
@@ -140,6 +141,19 @@ def _columns(head: bytes, key: str) -> tuple[str, ...] | None:
         return None
     sound = key in names and len(set(names)) == len(names) and all(name.isprintable() and name for name in names)
     return names if sound else None
+
+
+def _believable(places: Sequence[int | None]) -> list[int | None]:
+    """Without places that a damaged digit made: beyond the file's rows, and before a row of an earlier place."""
+    found: list[int | None] = []
+    least = len(places) + MOST_MISSING  # of the places behind
+    for place in reversed(places):
+        if place is not None and place >= len(places) and place >= least:
+            place = None
+        elif place is not None:
+            least = min(least, place)
+        found.append(place)
+    return found[::-1]
 
 
 def _place(line: bytes, columns: Sequence[str], key: str) -> int | None:

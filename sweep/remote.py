@@ -29,7 +29,7 @@ EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}  # scheme -> what it nee
 CACHE_VARIABLE = "TACTILE_SWEEP_RESULTS"  # environment variable: where local copies go
 CONNECT_S, READ_S = 5, 60  # a store that takes longer counts as gone; what is to be sent waits for its return
 ATTEMPTS = 2  # of the clients; sweep/mirror.py repeats with longer and longer pauses
-PROBE = ".probe"  # written, read and removed before a sweep
+PROBE = ".probe"  # begin of an object's name that is written, read and removed before a sweep
 
 
 class StoreError(UserError):
@@ -111,10 +111,12 @@ class Store:
     def check(self) -> None:
         """Write, read and remove a small object. Raises StoreError where one of them fails: before anything starts."""
         content = os.urandom(8).hex().encode()
-        self.write(PROBE, content)
-        if self.read(PROBE) != content:
+        probe = f"{PROBE}-{os.urandom(4).hex()}"  # others may look at the same place now
+        self.write(probe, content)
+        found = self.read(probe)
+        self.remove([probe])
+        if found != content:
             raise StoreError(f"results: {self.url}: what was written there is read back as something else")
-        self.remove([PROBE])
 
     def read(self, name: str) -> bytes | None:
         """An object's content; None where there is none. Raises StoreError."""
@@ -197,9 +199,10 @@ class Store:
                 then = self._fs.modified(self._path(name))
             except FileNotFoundError:
                 return None
-            self._fs.pipe_file(self._path(PROBE), b"now")
-            now = self._fs.modified(self._path(PROBE))
-            self._fs.rm_file(self._path(PROBE))
+            probe = self._path(f"{PROBE}-{os.urandom(4).hex()}")
+            self._fs.pipe_file(probe, b"now")
+            now = self._fs.modified(probe)
+            self._fs.rm_file(probe)
         return float((now - then).total_seconds())
 
     def _path(self, name: str) -> str:

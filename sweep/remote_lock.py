@@ -7,6 +7,8 @@ import os
 import platform
 import time
 import uuid
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -28,6 +30,7 @@ class DriverLock:
         self._content = {
             "token": uuid.uuid4().hex,
             "host": platform.node(),
+            "machine": _machine(),
             "pid": os.getpid(),
             "created": psutil.Process().create_time(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -84,7 +87,7 @@ class DriverLock:
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
         """Whether the holder was a process of this machine that has ended: then nobody need wait."""
-        if holder.get("host") != self._content["host"]:
+        if holder.get("machine") != self._content["machine"]:
             return False
         try:
             process = psutil.Process(int(holder["pid"]))
@@ -92,3 +95,12 @@ class DriverLock:
         except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
             return True
         return not alive
+
+
+def _machine() -> str:
+    """What tells this machine from others of its name (containers are often called alike), and from its last boot."""
+    known = [platform.node()]
+    with suppress(OSError):  # not on Linux
+        known += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()]
+        known += [str(Path("/proc/self/ns/pid").readlink())]  # process numbers mean something within it only
+    return " ".join(known)

@@ -9,14 +9,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
 
 from model.errors import UserError
 from model.folder import LAST, PREVIOUS
+from model.metrics import SUMMARY_NAMES
 from model.sinks import write_json, write_text
 from sweep.examine import Examination
+from sweep.faults import storage_trouble
 from sweep.journal import write_journal
 from sweep.ledger import Finding, Kind, TrialBooks, summary_of
 from sweep.ledger_files import checkpoint_seconds
@@ -93,10 +96,14 @@ class Repair:
 
         Books are mended kind by kind, and looked through again after each: later ones are made of earlier ones.
 
-        Raises UserError where the folder cannot be written to.
+        Raises UserError for a file that cannot be read or written; OSError where the storage itself fails.
         """
         try:
             yield from self._mended()
+        except OSError as error:
+            if storage_trouble(error) is not None:
+                raise
+            raise UserError(f"results: the books cannot be read: {error}; put that right. Nothing was lost") from None
         finally:
             if self._started_wandb:
                 reset_client()
@@ -114,8 +121,11 @@ class Repair:
                 try:
                     self._do[finding.kind](seen, finding)
                 except OSError as error:
+                    if storage_trouble(error) is not None:
+                        raise
                     raise UserError(
-                        f"{finding.place}: cannot be mended: {error}. Nothing was lost; the same command goes on"
+                        f"{finding.place}: cannot be mended: {error}; put that right, and the same command goes on. "
+                        "Nothing was lost"
                     ) from None
                 done.add(finding)  # one that comes back is left, and named
                 touched.add(finding.subject)
@@ -200,6 +210,10 @@ class Repair:
         except (LookupError, ValueError):
             seconds = checkpoint_seconds(folder / LAST) or books.record.seconds or None
         content = summary_of(books.folder.epoch, seconds)
+        if books.epochs_lost:  # the best of the rows that are left may not be the trial's
+            for name in SUMMARY_NAMES:
+                with suppress(LookupError, ValueError):
+                    content[name] = json.loads(row[name])
         _write_as_of(path, json.dumps(content, indent=2) + "\n", seen, finding.subject)
 
     def _settle(self, seen: Examination, finding: Finding) -> None:
@@ -251,7 +265,7 @@ def _of(seen: Examination, trial: str) -> tuple[Study, TrialBooks]:
 def mended_for_resume(results: Path, spec: SweepSpec) -> Iterator[str]:
     """Mend what a resumed sweep would stumble over; lines for the user, none where all books agree.
 
-    The caller holds the folder's lock. Raises UserError where the folder cannot be written to.
+    The caller holds the folder's lock. Raises as Repair.run.
     """
     repair = Repair(results, spec, thorough=False)
     mended = [f"mended {finding.place}: {finding.what}" for finding in repair.run()]

@@ -25,7 +25,8 @@ SPEC = "spec.yaml"
 LEAST_PAUSE_S = 3.0  # between two looks at what has changed
 PAUSE_FACTOR = 10.0  # and so many times as long as the last look took: of a large study the copies cost little
 FILES_LIMIT_S = 120.0  # how long the journal waits for the files of a trial that ended: its worker may be gone
-END_LIMIT_S, STOP_LIMIT_S = 600.0, 15.0  # how long the end waits for a store that takes files; where the user stops it
+END_LIMIT_S, STOP_LIMIT_S = 600.0, 8.0  # how long the end waits for a store that takes files; where the user stops it
+GRACE_S = 2.0  # for the last word to a store that may be silent
 
 Say = Callable[[str], None]
 
@@ -83,8 +84,7 @@ class SweepMirror:
             self._fetch()
             yield
         finally:
-            with suppress(StoreError):
-                self._lock.release()
+            _in_time(self._release, GRACE_S)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -123,11 +123,10 @@ class SweepMirror:
             self._say(f"{error}. What other machines sent is missing in {self.folder}")
 
     def discard(self) -> None:
-        """Take back what a sweep without trials sent."""
+        """Take back what a sweep without trials sent, and nothing else: the place may hold other people's files."""
         with suppress(StoreError):
-            names = self._store.sizes()
-            if not any(name.startswith("trials/") for name in names):
-                self._store.remove(name for name in names if not name.startswith("."))
+            if not self._store.folders("trials"):
+                self._store.remove(self._sent)
 
     # --- here <- store ---
 
@@ -174,8 +173,9 @@ class SweepMirror:
     # --- here -> store ---
 
     def _work(self) -> None:
-        beaten, pause_s = time.monotonic(), LEAST_PAUSE_S
-        while not self._closing.wait(min(pause_s, BEAT_S / 2)):
+        beaten = time.monotonic()
+        look_at = beaten + LEAST_PAUSE_S
+        while not self._closing.wait(LEAST_PAUSE_S):
             began = time.monotonic()
             try:
                 with self._working:
@@ -184,10 +184,13 @@ class SweepMirror:
                         if not self._lock.beat():
                             self._lose()
                             return
+                    if began < look_at:
+                        continue
                     self._send_files()
             except (StoreError, OSError):
                 pass  # the workers, which meet the same store, tell; what is left at the end is told then
-            pause_s = max(LEAST_PAUSE_S, PAUSE_FACTOR * (time.monotonic() - began))
+            now = time.monotonic()
+            look_at = now + max(LEAST_PAUSE_S, PAUSE_FACTOR * (now - began))
 
     def _lose(self) -> None:
         self._lost = True
@@ -249,27 +252,46 @@ class SweepMirror:
     def _finish(self, limit_s: float) -> None:
         if self._lost:
             return
-        until = time.monotonic() + limit_s
+        left = ["some of its files (the store does not answer)"]
+
+        def send() -> None:
+            left[:] = self._send_rest(time.monotonic() + limit_s)
+
+        _in_time(send, limit_s + GRACE_S)
+        for what in left:
+            self._say(
+                f"{what} could not be sent to {self.url}; they are kept in {self.folder}, and the same command with "
+                "--resume sends them"
+            )
+
+    def _send_rest(self, until: float) -> list[str]:
+        """Send what the store lacks; what could not be sent, in words."""
         if self._thread is not None:
-            self._thread.join(limit_s)
-        left = "some of its files"
+            self._thread.join(max(until - time.monotonic(), 0))
         try:
             with self._working:
-                if (trials := self._send_leftovers(until)) == 0:
-                    with self._ended_guard:
-                        self._ended.clear()  # what is here was sent
-                    self._send_files()
-                    return
-            left = f"{trials} of its trials"
+                if (trials := self._send_leftovers(until)) > 0:
+                    return [f"{trials} of its trials"]
+                with self._ended_guard:
+                    self._ended.clear()  # what is here was sent
+                self._send_files()
         except (StoreError, OSError) as error:
-            left += f" ({error.brief if isinstance(error, StoreError) else error})"
-        self._say(
-            f"{left} could not be sent to {self.url}; they are kept in {self.folder}, and the same command with "
-            "--resume sends them"
-        )
+            return [f"some of its files ({error.brief if isinstance(error, StoreError) else error})"]
+        return []
+
+    def _release(self) -> None:
+        with suppress(StoreError):
+            self._lock.release()
 
     def _trial(self, trial: str) -> Path:
         return self.folder / "trials" / trial
+
+
+def _in_time(job: Callable[[], None], limit_s: float) -> None:
+    """Do a job, but wait no longer: a store that takes connections and is silent would hold us for minutes."""
+    thread = threading.Thread(target=job, name="mirror-end", daemon=True)
+    thread.start()
+    thread.join(limit_s)
 
 
 def _whole_lines(path: Path) -> bytes:

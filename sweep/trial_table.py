@@ -39,6 +39,7 @@ class TrialTable:
         self._file = folder.trials_file if confirming is None else folder.confirm_runs_file
         self._name = "preset" if confirming is None else "candidate"  # what the trial's name is a name of
         self._rows: dict[int, dict[str, Any]] = {}
+        self._before = _rows_there(self._file)
         self._written_at = self._write_s = 0.0
 
     def load(self) -> None:
@@ -79,8 +80,15 @@ class TrialTable:
         )
 
     def put(self, record: Record, row: dict[str, Any] | None = None) -> None:
-        """Put a trial's row in its present state, or this row of it; nothing is written."""
-        self._rows[record.number] = self.row(record) if row is None else dict(row)
+        """Put a trial's row in its present state, or this row of it; nothing is written.
+
+        Of a trial whose epochs were lost after it ended, the row stays that the file had: no other book has it.
+        """
+        if row is None:
+            row = self.row(record)
+            if record.outcome is not Outcome.RUNNING and row["epochs_done"] < record.epochs:
+                row = self._before.get(record.trial, row)
+        self._rows[record.number] = dict(row)
 
     def update(self, record: Record) -> None:
         """Put a trial's row in its present state, and write the file where that is due."""
@@ -153,3 +161,13 @@ def _harmless(cell: Any) -> Any:
     except ValueError:
         return f"'{cell}"
     return cell
+
+
+def _rows_there(file: Path) -> dict[str, dict[str, Any]]:
+    """The whole rows of an earlier session's file, by trial."""
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = [row for row in csv.DictReader(lines) if None not in row and None not in row.values()]
+    except (OSError, csv.Error, UnicodeDecodeError):
+        return {}
+    return {row["trial"]: dict(row) for row in rows if "trial" in row}

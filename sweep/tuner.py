@@ -107,6 +107,8 @@ class _TuneCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         assert self._watcher
+        trial.metric_analysis.clear()  # averages of every number that was told, 10 KiB of each trial: nobody asks
+        trial.metric_n_steps.clear()
         if trial.last_result.get(PAUSED):
             self._paused.add(trial.config["trial"])
         else:

@@ -20,11 +20,13 @@ from model.folder import LAST, PREVIOUS
 from model.sinks import read_csv
 from sweep.confirm import Confirmation
 from sweep.doctor import main
+from sweep.ledger_files import TableBook
 from sweep.plan import first_trials
 from sweep.repair import DAMAGED, mended_for_resume
 from sweep.results import ResultsFolder
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import JOURNAL, Record, SweepStudy
+from sweep.trial_table import TrialTable
 from sweep.wandb_files import whole_records
 from tests.sweeping import TINY_TRAINER, tiny_content
 
@@ -339,7 +341,44 @@ def test_what_dead_processes_left_is_cleared_away(doctor, results):
 def test_a_missing_folder_of_a_trial_cannot_be_mended_and_is_named(doctor, results):
     shutil.rmtree(results / "trials" / "0001")
     mends(doctor, results, "trial 0001: its folder is missing", left=1)
-    assert studies(results)[0].records()[1].outcome == "complete"
+    record = studies(results)[0].records()[1]
+    assert record.outcome == "complete"
+    spec = load_spec(results / "spec.yaml")
+    before = TableBook(results / "trials.csv").rows
+    table = TrialTable(ResultsFolder(results), spec)
+    table.update(record)  # as a resumed sweep does
+    table.write()
+    assert TableBook(results / "trials.csv").rows == {"0001": before["0001"]}, "the last copy of its numbers"
+
+
+def test_a_spec_of_another_name_moves_no_trial_aside(doctor, results):
+    before = rows(results)
+    text = (results / "spec.yaml").read_text()
+    (results / "spec.yaml").write_text(text.replace("name: tiny", "name: other", 1))
+    code, said = doctor(results, "--repair")
+    assert (code, "name: other; the study in study.journal is of the sweep tiny" in said) == (2, True), said
+    assert rows(results) == before
+
+
+def test_a_lost_summary_of_a_trial_whose_rows_are_lost_comes_from_the_table(doctor, results):
+    trial = outcome_of(results, "complete")
+    folder = results / "trials" / trial
+    before = json.loads((folder / "summary.json").read_text())
+    shutil.rmtree(wandb_file(results, trial).parent)
+    cut(folder / "epoch.csv", 40)
+    (folder / "summary.json").unlink()
+    mends(doctor, results, "summary.json is missing", left=1)
+    assert json.loads((folder / "summary.json").read_text()) == before
+
+
+def test_a_file_that_cannot_be_read_is_an_error_and_no_traceback(doctor, results):
+    (results / JOURNAL).unlink()
+    (results / JOURNAL).mkdir()
+    for options in ((), ("--repair",)):
+        code, said = doctor(results, *options)
+        assert code == 2
+        assert said.startswith("error: ")
+        assert str(results / JOURNAL) in said
 
 
 # --- orphans

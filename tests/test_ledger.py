@@ -118,6 +118,22 @@ def test_rows_of_another_book_fill_a_gap_to_the_last_digit():
     assert rows.filled(found).lines[2] == rows.lines[2]
 
 
+@pytest.mark.parametrize("places", [(0, 1, 99_999_999_999_999, 3), (0, 1, 2, 99_999_999_999_999), (0, 10**40)])
+def test_a_damaged_digit_makes_no_gap_of_a_billion_rows(places):
+    rows = read_rows("batch.csv", batch_file(*places))
+    assert "1 row is damaged" in rows.faults[0]
+    assert max(rows.lines) == max(place for place in places if place < 10)
+
+
+def test_an_empty_cell_that_tells_the_epoch_is_no_traceback():
+    head, *lines = batch_file(*range(6)).splitlines(keepends=True)
+    column = BATCH_NAMES.index("batch/epoch")
+    cells = [line.split(b",") for line in lines]
+    emptied = [b",".join([*row[:column], b"", *row[column + 1 :]]) for row in cells]
+    for left in (b"".join([head, *emptied]), b"".join([head, b"0.5\n" * 6])):
+        list(compare(books(batch=read_rows("batch.csv", left, thorough=False))))
+
+
 def test_places_are_named_as_ranges():
     assert ranges([3, 5, 6, 7, 9]) == "3, 5 to 7, 9"
 
@@ -304,6 +320,15 @@ def test_a_line_that_is_no_event_is_damage_and_not_a_traceback(tmp_path: Path, l
     journal = read_journal(path, ("s", "s.confirm"))
     assert journal.fault == "damaged in line 6"
     assert len(journal.studies["s"].trials) == 5
+
+
+def test_a_damaged_number_of_a_trial_makes_no_thousand_trials(tmp_path: Path):
+    path = a_study(tmp_path)
+    with path.open("a") as file:
+        file.write('{"op_code": 8, "worker_id": "x", "trial_id": 99999999, "user_attr": {"a": 1}}\n')
+    journal = read_journal(path, ("s", "s.confirm"))
+    assert journal.cut
+    assert [len(study.trials) for study in journal.studies.values()] == [5, 1]
 
 
 def test_a_trial_of_which_only_the_number_is_known_is_drawn_again_as_it_was(tmp_path: Path):

@@ -240,11 +240,11 @@ def test_an_interrupted_sweep_ends_in_time_and_its_checkpoint_is_at_the_store(
 
 
 class Relay:
-    """A port on loopback that leads to another one while it is `open`."""
+    """A port on loopback that leads to another one while it is `open`; `silent`: it takes all and answers nothing."""
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self.open = True
+        self.open, self.silent = True, False
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self._pairs: list[socket.socket] = []
@@ -267,7 +267,11 @@ class Relay:
             if not self.open:
                 near.close()
                 continue
-            far = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:  # the service has ended, and somebody still asks for it
+                near.close()
+                continue
             self._pairs += [near, far]
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
@@ -275,7 +279,8 @@ class Relay:
     def _copy(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while (content := source.recv(65536)) and self.open:
-                sink.sendall(content)
+                if not self.silent:
+                    sink.sendall(content)
         except OSError:
             pass
         for end in (source, sink):
@@ -392,6 +397,44 @@ def test_nothing_to_resume_at_a_url_is_an_error_and_a_dry_run_leaves_nothing_the
     assert Store(url).sizes() == {}
 
 
+def test_a_sweep_that_could_not_start_takes_back_what_it_sent_and_nothing_of_others(url: str, cache: Path) -> None:
+    store = Store(url)
+    store.write("notes.txt", b"of somebody else")
+    store.write("thesis/data.bin", b"of somebody else")
+    mirror = SweepMirror(url, print)
+    with mirror.opened(resume=False, dry_run=False):
+        mirror.folder.mkdir(parents=True)
+        (mirror.folder / "spec.yaml").write_text("name: x")
+        (mirror.folder / JOURNAL).write_text("1\n")
+        with mirror.running():
+            assert {"spec.yaml", JOURNAL} <= set(store.sizes())
+        mirror.discard()
+    assert set(store.sizes()) == {"notes.txt", "thesis/data.bin"}
+
+
+@slow
+def test_a_store_that_falls_silent_holds_a_stopped_sweep_for_seconds_only(
+    url: str, cache: Path, s3: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    with Relay(int(s3.get_host_and_port()[1])) as relay:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
+        mirror = SweepMirror(url, said.append)
+        with mirror.opened(resume=False, dry_run=False):
+            mirror.folder.mkdir(parents=True)
+            (mirror.folder / "spec.yaml").write_text("name: x")
+            with mirror.running():
+                relay.silent = True
+                (mirror.folder / JOURNAL).write_text("1\n")
+                mirror.hurry = True
+                stopped = time.monotonic()
+        assert time.monotonic() - stopped < 30  # of the store's own limits it would be minutes
+        relay.silent = False
+    assert len(said) == 1
+    assert "the store does not answer" in said[0]
+    assert "--resume sends them" in said[0]
+
+
 def test_no_object_leads_out_of_the_folder_that_it_is_fetched_into(url: str, tmp_path: Path) -> None:
     import boto3
 
@@ -434,7 +477,7 @@ def test_a_driver_of_another_machine_that_gave_no_sign_of_life_is_taken_for_dead
     lost = DriverLock(store)
     lost.acquire()
     content = json.loads(store.read(LOCK) or b"")
-    store.write(LOCK, json.dumps(content | {"host": "elsewhere"}).encode())
+    store.write(LOCK, json.dumps(content | {"host": "elsewhere", "machine": "of another boot"}).encode())
     with pytest.raises(ConfigError, match="on elsewhere"):
         DriverLock(store).acquire()
     monkeypatch.setattr("sweep.remote_lock.STALE_S", 1.0)
