@@ -37,7 +37,7 @@ def check(
     num_trials: int,
     concurrent: int,
     warn: Callable[[str], None],
-    shared: bool = True,
+    remote: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Ask the nodes that may run a trial, and look at the disk.
@@ -46,7 +46,7 @@ def check(
         num_trials: trials to come.
         concurrent: of them at a time.
         warn: takes a line about what is no error.
-        shared: all nodes must see the results folder.
+        remote: URL that all nodes must be able to write to; without it they must see the results folder.
         stopped: the user does not want to wait any longer.
 
     Raises:
@@ -59,13 +59,13 @@ def check(
         warn(note)
     if cluster.address is not None:
         nodes = [node for node in cluster.nodes if fits(spec.resources, node.resources)]
-        with _token(folder.path if shared else None) as token:
-            faults += _faults_of_nodes(nodes, _question(spec, token), warn, stopped)
+        with _token(folder.path if remote is None else None) as token:
+            faults += _faults_of_nodes(nodes, _question(spec, token, remote), warn, stopped)
     if faults:
         raise ConfigError("\n  ".join(["the sweep cannot run as it is:", *faults]))
 
 
-def _question(spec: SweepSpec, token: Path | None) -> Question:
+def _question(spec: SweepSpec, token: Path | None, remote: str | None) -> Question:
     config = spec.space.to_config(spec.trainer, {})
     parts = config.data.parts or (config.data,)
     files = [part.labels for part in parts if part.labels is not None]
@@ -76,6 +76,7 @@ def _question(spec: SweepSpec, token: Path | None) -> Question:
         sources=tuple(part for part in parts if part.source != "synthetic"),
         files=tuple(files),
         wandb_mode=spec.wandb.mode,
+        store=remote,
     )
 
 
@@ -157,6 +158,8 @@ def differences(question: Question, here: Answer, there: Answer) -> Iterator[str
     """In what a node is not as the driver needs it: a line for each."""
     if question.token is not None and there.shares is not None:
         yield _not_shared(question.token, there.shares)
+    if there.store is not None:
+        yield f"{there.store}; trials there could not send their files (the node's own processes need the credentials)"
     if _minor(here.python) != _minor(there.python):
         yield f"Python is {there.python} there and {here.python} here; {INSTALL}"
     for package, version in here.versions.items():

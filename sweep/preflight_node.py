@@ -11,6 +11,7 @@ from pathlib import Path
 
 from model.data.config import SourceConfig
 from model.errors import UserError
+from sweep.remote import Store
 from sweep.wandb_mode import RequestedMode, resolve_mode
 
 PACKAGES = ("ray", "torch", "timm", "numpy", "pydantic", "optuna", "wandb")
@@ -27,12 +28,14 @@ class Question:
         sources: the frames that are read from files.
         files: other files that trials read.
         wandb_mode: of the spec.
+        store: URL that trials send their files to.
     """
 
     token: Path | None
     sources: tuple[SourceConfig, ...]
     files: tuple[Path, ...]
     wandb_mode: RequestedMode
+    store: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Answer:
         units: of each source the number of its files, or why it cannot be used.
         missing: files that are not there.
         wandb: the mode that the spec's comes to there.
+        store: None, or why the results cannot be sent from there.
     """
 
     python: str
@@ -55,6 +59,7 @@ class Answer:
     units: tuple[int | str, ...]
     missing: tuple[Path, ...]
     wandb: str
+    store: str | None = None
 
 
 def look(question: Question, name: str = "") -> Answer:
@@ -71,6 +76,7 @@ def look(question: Question, name: str = "") -> Answer:
         units=tuple(_units(source) for source in question.sources),
         missing=tuple(file for file in question.files if not file.is_file()),
         wandb=resolve_mode(question.wandb_mode)[0],
+        store=_store(question.store) if question.store is not None and name else None,
     )
 
 
@@ -110,6 +116,14 @@ def _shares(token: Path, name: str) -> str | None:
         mark_of(token, name).write_text(name, encoding="utf-8")
     except OSError as error:
         return f"it cannot be written there ({error.strerror or error})"
+    return None
+
+
+def _store(url: str) -> str | None:
+    try:
+        Store(url).check()
+    except UserError as error:
+        return str(error)
     return None
 
 

@@ -225,8 +225,9 @@ def _file_system(scheme: str) -> Any:
     if scheme == "s3":
         retries = {"max_attempts": ATTEMPTS, "mode": "standard"}
         options["config_kwargs"] = {"connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": retries}
-    # of a connection that breaks the clients' background tasks print tracebacks, beside the error that is raised
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # of a connection that breaks the clients and their tasks print tracebacks, beside the error that is raised
+    for name in ("asyncio", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     fs = fsspec.filesystem(scheme, **options)
     fs.retries = ATTEMPTS
     return fs

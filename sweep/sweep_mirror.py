@@ -25,7 +25,7 @@ SPEC = "spec.yaml"
 LEAST_PAUSE_S = 3.0  # between two looks at what has changed
 PAUSE_FACTOR = 10.0  # and so many times as long as the last look took: of a large study the copies cost little
 FILES_LIMIT_S = 120.0  # how long the journal waits for the files of a trial that ended: its worker may be gone
-END_LIMIT_S, STOP_LIMIT_S = 600.0, 8.0  # how long the end waits for a store that takes files; where the user stops it
+END_LIMIT_S, STOP_LIMIT_S = 600.0, 5.0  # how long the end waits for a store that takes files; where the user stops it
 GRACE_S = 2.0  # for the last word to a store that may be silent
 
 Say = Callable[[str], None]

@@ -20,7 +20,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the study is the st
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # an interrupted trial reports no metric
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # error.txt has them
 # of deaths that we tell of in a line, Ray tells in 20
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Raylet is terminated|A worker died or was killed")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Raylet is terminated|A worker died|The autoscaler failed")
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours lets trials leave a checkpoint first
 
 from ray import tune
@@ -173,7 +173,7 @@ def run_trials(
             num_trials=num_trials,
             concurrent=min(concurrent, num_trials),
             warn=watcher.warning,
-            shared=remote is None,
+            remote=remote,
             stopped=lambda: halt.asked,
         )
         if search and is_wanted(spec.resources):

@@ -65,6 +65,14 @@ def test_another_python_and_another_state_of_this_program_are_told() -> None:
     assert told(replace(HERE, digest="0" * 12))[0].startswith("this program is of another state there (000000000000)")
 
 
+def test_a_node_that_cannot_write_to_the_store_is_told_before_its_trials_lose_their_files() -> None:
+    question = replace(NOTHING, store="s3://")  # refused without a network
+    there = look(question, "node")
+    assert there.store is not None
+    assert told(there, question)[0].startswith(there.store)
+    assert told(look(question), question) == []  # the driver has looked already
+
+
 def frames(root: Path, count: int) -> SourceConfig:
     (root / "s").mkdir(parents=True)
     for index in range(count):
