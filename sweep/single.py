@@ -41,7 +41,8 @@ from sweep.watchdog import STACKS, take_stacks
 
 if TYPE_CHECKING:
     from sweep.study import Record
-    from sweep.trial import EpochReport, TrialRun
+    from sweep.trial import TrialRun
+    from sweep.trial_job import EpochReport
     from sweep.trials_folder import TrialsFolder
 
 SAME_REQUEST_S = 10.0
@@ -136,7 +137,8 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
     _take_share(spec)
     import torch  # not before the values are known to be good
 
-    from sweep.trial import TrialJob, TrialRun
+    from sweep.trial import TrialRun
+    from sweep.trial_job import TrialJob
     from sweep.trials_folder import TrialsFolder
 
     torch.set_num_threads(spec.resources.threads)  # as Ray's trials do: the last bits depend on it

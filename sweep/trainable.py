@@ -67,7 +67,7 @@ class SweepTrainable(tune.Trainable):
         return True
 
     def _take(self, config: dict[str, Any]) -> None:
-        from sweep.trial import TrialJob
+        from sweep.trial_job import TrialJob
 
         own = {key: config[key] for key in TrialJob.model_fields.keys() & config.keys()}
         self._job = TrialJob.model_validate({**config["shared"], **own})

@@ -31,7 +31,8 @@ from model.sinks import CsvSink, Event, Row, read_csv
 from model.team import Team, TeamError
 from model.trainer import NonFiniteLossError, Trainer
 from sweep.blocks import WandbSettings
-from sweep.trial import TrialJob, TrialRun
+from sweep.trial import TrialRun
+from sweep.trial_job import TrialJob
 from tests.sweeping import tiny_content as sweep_content
 from tests.sweeping import trial_folders
 from tests.tiny import tiny_config, tiny_content

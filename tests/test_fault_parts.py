@@ -15,7 +15,8 @@ from model.sinks import CsvSink, read_csv, remove_scratch, sound_rows
 from sweep.blocks import Retries
 from sweep.faults import out_of_memory, storage_trouble
 from sweep.ownership import Ownership, TakenOverError
-from sweep.trial import TrialJob, TrialRun
+from sweep.trial import TrialRun
+from sweep.trial_job import TrialJob
 from sweep.watchdog import OPEN_STACKS, STACKS, take_stacks
 from tests.tiny import tiny_config
 

@@ -32,7 +32,8 @@ from sweep.outcome import Outcome
 from sweep.results import ResultsFolder
 from sweep.scored import past_trials
 from sweep.spec import SweepSpec, load_spec
-from sweep.trial import TrialJob, TrialRun
+from sweep.trial import TrialRun
+from sweep.trial_job import TrialJob
 from sweep.wandb_client import reset_client
 from sweep.wandb_files import PastRun, recorded_runs
 from sweep.wandb_runs import SweepName

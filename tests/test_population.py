@@ -23,7 +23,8 @@ from sweep.run import run
 from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, PAUSED, SECONDS
 from sweep.spec import SweepSpec
 from sweep.study import Outcome, SweepStudy
-from sweep.trial import TrialJob, TrialRun
+from sweep.trial import TrialRun
+from sweep.trial_job import TrialJob
 from tests.offline import read_history
 from tests.sweeping import TINY_TRAINER, tiny_spec, trial_folders
 

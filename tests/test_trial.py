@@ -19,7 +19,8 @@ from model.data.clips import load_clips
 from model.sinks import read_csv
 from sweep.blocks import WandbSettings
 from sweep.objective import ObjectiveSettings, score
-from sweep.trial import EpochReport, TrialJob, TrialRun
+from sweep.trial import TrialRun
+from sweep.trial_job import EpochReport, TrialJob
 from tests.offline import read_history, read_pictures, read_summary
 from tests.sweeping import TINY_TRAINER
 
