@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("tests", deadline=None)  # a loaded machine is no fault of the code
 settings.load_profile("tests")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_client_of_wandb_left() -> Iterator[None]:
+    """wandb keeps what it read of the environment for the whole process; the next module's tests have another one."""
+    yield
+    if "wandb" in sys.modules:
+        from sweep.wandb_client import reset_client
+
+        reset_client()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -48,10 +48,11 @@ def check_with_wandb(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("scheduler", [False, True])
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_every_ready_spec_is_a_valid_sweep_config(path, scheduler):
-    config = wandb_sweep_config(load_spec(path), path, scheduler=scheduler)
+    spec = load_spec(path)
+    config = wandb_sweep_config(spec, path, scheduler=scheduler)
     check_with_wandb(config)
     assert config["parameters"].keys() == {"alpha", "base_lr", "mask_ratio"}
-    assert config["run_cap"] == 16
+    assert config["run_cap"] == spec.num_trials
 
 
 # entries that TrainConfig takes, by parameter
