@@ -2,6 +2,7 @@
 # Install what is needed, then check the code and run the tests.
 #   scripts/test.sh                 ruff, mypy and the quick tests (a few minutes)
 #   scripts/test.sh --slow          the tests that start Ray or train for longer
+#   scripts/test.sh --chaos         a sweep whose processes are killed at every turn: on a machine that does nothing else
 #   scripts/test.sh tests/test_spec.py -k grid      these tests only, with pytest's options
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
@@ -15,12 +16,16 @@ case "${1:-}" in
     ruff check .
     ruff format --check .
     mypy
-    exec python -m pytest -n 2 -m "not slow"
+    exec python -m pytest -n 2 -m "not slow and not chaos"
     ;;
   --slow)
     shift
     # a file a worker: its tests share sweeps. Agents mostly wait, so two files at a time take little longer than one
     exec python -m pytest -n 2 --dist loadfile -m slow "$@"
+    ;;
+  --chaos)
+    shift
+    exec python -m pytest -m chaos "$@"
     ;;
   *)
     exec python -m pytest "$@"

@@ -37,7 +37,7 @@ ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # where `ray job submit` 
 SENT = ("model", "sweep", "pyproject.toml")
 STOP_S = 40  # what `ray job stop` leaves the sweep for its checkpoints; Ray's own 3 s are too few
 NOT_YET = "No available agent to submit job"  # a dashboard's word while its cluster starts
-TAKEN_S, PAUSE_S = 180.0, 2.0  # how long it may say so
+TAKEN_S, PAUSE_S = 90.0, 2.0  # how long it may say so
 SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # in the name of a variable
 OURS = ("working_dir", "excludes")
 

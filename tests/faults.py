@@ -99,11 +99,14 @@ class Driver:
 
     def left_over(self, limit_s: float = 30.0) -> list[str]:
         """Which of its processes are still there after a while."""
-        own = [process for process in self._seen.values() if _command(process) not in RAY_AGENTS]
         give_up = time.monotonic() + limit_s
-        while (alive := [process for process in own if _alive(process)]) and time.monotonic() < give_up:
+        while (alive := self._alive_and_no_agent()) and time.monotonic() < give_up:
             time.sleep(0.1)
         return [f"{process.pid} {_command(process)}" for process in alive]
+
+    def _alive_and_no_agent(self) -> list[psutil.Process]:
+        # asked anew each time: an agent that has just started bears another name
+        return [p for p in self._seen.values() if _alive(p) and _command(p) not in RAY_AGENTS]
 
     def close(self) -> None:
         """End whatever is left."""

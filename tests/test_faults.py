@@ -33,9 +33,11 @@ from tests.faults import (
 )
 from tests.sweeping import TINY_TRAINER
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # on a loaded machine a sweep takes a minute to start
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]  # on a loaded machine a sweep takes a minute to start
 
-CONFIRMED: dict[str, Any] = {**SERIAL, "confirm": {"top_k": 1, "seeds": [1, 2]}}
+# long enough that a fast machine does not end it before it is disturbed
+LONG: dict[str, Any] = {**SERIAL, "trainer": {**SERIAL["trainer"], "epochs": 120}}
+CONFIRMED: dict[str, Any] = {**LONG, "confirm": {"top_k": 1, "seeds": [1, 2]}}
 ROOT = Path(__file__).parents[1]
 END_S = 30.0  # Slurm and Kubernetes kill what has not ended by then
 CLOCK_BACK = """
