@@ -237,8 +237,8 @@ def test_a_job_runs_the_sweep_without_a_checkout_and_its_exit_code_comes_back(tm
     environment |= {"VIRTUAL_ENV": str(tmp_path / "env"), "PATH": f"{python.parent}:{environment['PATH']}"}
     environment |= {"WANDB_API_KEY": "5ecre7" * 6 + "abcd", "PYTHONPATH": str(ROOT)}
     spec, results = write_spec(tmp_path, run_cap=1), tmp_path / "results"
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # else another Ray here may have the agent's port
-        agent = listening.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as free:  # else another Ray here may have the agent's port
+        agent = free.getsockname()[1]
     head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0, "num_cpus": 1}
     head |= {"dashboard_agent_listen_port": agent}
     clean = {"PYTHONPATH": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
