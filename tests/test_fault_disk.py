@@ -22,7 +22,7 @@ from tests.faults import (
     write_spec,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # on a loaded machine a sweep takes a minute to start
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]  # on a loaded machine a sweep takes a minute to start
 
 END_S = 60.0  # W&B's end of a run waits for its service, which has no room either
 
