@@ -30,6 +30,8 @@ from tests.sweeping import TINY_TRAINER, tiny_content, trial_folders
 LIMIT_S = 240
 # one trial after the other, so that the same seed gives the same sweep; long enough to be disturbed
 SERIAL: dict[str, Any] = {"resources": {"max_concurrent": 1}, "run_cap": 3, "trainer": {**TINY_TRAINER, "epochs": 30}}
+# long enough that a fast machine does not end it before it is disturbed
+LONG: dict[str, Any] = {**SERIAL, "trainer": {**SERIAL["trainer"], "epochs": 120}}
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # after a kill they end by themselves, a minute later
 TIMES = ("seconds", "summary/total_time_seconds")  # of what is recorded, all that is not the same twice
 
@@ -86,6 +88,12 @@ class Driver:
         """Wait until a trial has so many epochs."""
         file = self.results / "trials" / trial / "epoch.csv"
         self.until(lambda: file.exists() and len(read_csv(file)) >= epoch, f"epoch {epoch} of trial {trial}")
+        self.below()
+
+    def until_rows(self, more: int) -> None:
+        """Wait until the sweep has so many rows of updates more than now, and note its processes."""
+        before = num_rows(self.results)
+        self.until(lambda: num_rows(self.results) >= before + more, f"{more} rows more")
         self.below()
 
     def ended(self, limit_s: float = LIMIT_S) -> int:
@@ -175,6 +183,11 @@ class Kept:
     def of(cls, results: Path) -> Kept:
         """Of a results folder."""
         return cls(rows_of(results), study_of(results), table_of(results))
+
+
+def num_rows(results: Path) -> int:
+    """Rows of updates of all trials, and a header each."""
+    return sum(file.read_bytes().count(b"\n") for file in results.glob("trials/*/batch.csv"))
 
 
 def rows_of(results: Path) -> dict[str, tuple[bytes, bytes]]:

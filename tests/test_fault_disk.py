@@ -12,7 +12,7 @@ import pytest
 
 from sweep.study import JOURNAL
 from tests.faults import (
-    SERIAL,
+    LONG,
     Driver,
     Kept,
     assert_no_leftovers,
@@ -55,7 +55,7 @@ def fill(disk: Path, leaving: int = 0) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(write_spec(folder, **SERIAL), folder / "results")
+    finish(write_spec(folder, **LONG), folder / "results")
     return Kept.of(folder / "results")
 
 
@@ -70,16 +70,16 @@ def assert_ended_for_lack_of_room(running: Driver) -> None:
 def test_a_sweep_on_a_full_disk_ends_and_is_the_undisturbed_one_once_there_is_room(
     tmp_path: Path, undisturbed: Kept
 ) -> None:
-    spec = write_spec(tmp_path, **SERIAL)
+    spec = write_spec(tmp_path, **LONG)
     with small_disk(tmp_path / "large", 256) as disk, small_disk(tmp_path / "small", 1) as small:
         results = disk / "results"
         with driver(spec, results) as running:  # the row of an update
-            running.until_epoch("0000", 3)
+            running.until_rows(18)
             filler = fill(disk)
             assert_ended_for_lack_of_room(running)
         filler.unlink()
         with driver(spec, results, "--resume") as running:  # a checkpoint, for which rows leave no room
-            running.until_epoch("0000", 20)
+            running.until_rows(30)
             filler = fill(disk, leaving=120_000)
             assert_ended_for_lack_of_room(running)
         filler.unlink()
@@ -88,7 +88,7 @@ def test_a_sweep_on_a_full_disk_ends_and_is_the_undisturbed_one_once_there_is_ro
         journal.unlink()
         journal.symlink_to(small / JOURNAL)
         with driver(spec, results, "--resume") as running:  # the study
-            running.until_epoch("0001", 3)
+            running.until_rows(30)
             filler = fill(small)
             assert_ended_for_lack_of_room(running)
         filler.unlink()
@@ -110,7 +110,7 @@ def test_a_sweep_on_a_full_disk_ends_and_is_the_undisturbed_one_once_there_is_ro
 
 
 def test_a_full_disk_under_the_frame_store_names_the_setting_that_moves_it(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, **SERIAL)
+    spec = write_spec(tmp_path, **LONG)
     with small_disk(tmp_path / "small", 0.5) as small:
         filler = fill(small, leaving=20_000)
         with driver(spec, tmp_path / "results", env={"TACTILE_SWEEP_STORE": str(small)}) as running:

@@ -19,13 +19,14 @@ import yaml
 from model.sinks import read_csv
 from tests.faults import (
     LIMIT_S,
-    SERIAL,
+    LONG,
     Driver,
     Kept,
     assert_no_leftovers,
     assert_wandb_has_every_row_once,
     driver,
     finish,
+    num_rows,
     stop,
     study_of,
     table_of,
@@ -35,8 +36,6 @@ from tests.sweeping import TINY_TRAINER
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]  # on a loaded machine a sweep takes a minute to start
 
-# long enough that a fast machine does not end it before it is disturbed
-LONG: dict[str, Any] = {**SERIAL, "trainer": {**SERIAL["trainer"], "epochs": 120}}
 CONFIRMED: dict[str, Any] = {**LONG, "confirm": {"top_k": 1, "seeds": [1, 2]}}
 ROOT = Path(__file__).parents[1]
 END_S = 30.0  # Slurm and Kubernetes kill what has not ended by then
@@ -89,10 +88,6 @@ def moment(number: int, draw: random.Random, running: Driver) -> bool:
     return False
 
 
-def num_rows(results: Path) -> int:
-    return sum(file.read_bytes().count(b"\n") for file in results.glob("trials/*/batch.csv"))
-
-
 def test_a_sweep_whose_driver_is_killed_20_times_is_the_undisturbed_one(
     tmp_path: Path, undisturbed: tuple[Path, Kept]
 ) -> None:
@@ -143,12 +138,6 @@ def going_on(bad_day: tuple[Path, Path], *options: str, env: dict[str, str] | No
     return driver(spec, results, *again, *options, env=env)
 
 
-def until_it_trains(running: Driver, rows: int = 12) -> None:
-    before = num_rows(running.results)
-    running.until(lambda: num_rows(running.results) >= before + rows, "more rows")
-    running.below()
-
-
 def assert_said(running: Driver, *words: str) -> None:
     printed = running.printed
     for word in words:
@@ -160,7 +149,7 @@ def assert_said(running: Driver, *words: str) -> None:
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_when_ray_itself_is_killed_the_driver_ends_and_says_how_to_go_on(bad_day: tuple[Path, Path], name: str) -> None:
     with going_on(bad_day) as running:
-        until_it_trains(running)
+        running.until_rows(12)
         (process,) = [process for process in running.below() if process.name() == name]
         process.kill()
         assert running.ended(END_S + 5) == 3
@@ -171,7 +160,7 @@ def test_when_ray_itself_is_killed_the_driver_ends_and_says_how_to_go_on(bad_day
 
 def test_sigterm_to_every_process_of_the_sweep_at_once_ends_it_cleanly(bad_day: tuple[Path, Path]) -> None:
     with going_on(bad_day) as running:
-        until_it_trains(running)
+        running.until_rows(12)
         for process in [*running.below(), psutil.Process(running.process.pid)]:
             process.terminate()
         assert running.ended(END_S + 5) == 130
@@ -182,7 +171,7 @@ def test_sigterm_to_every_process_of_the_sweep_at_once_ends_it_cleanly(bad_day: 
 
 def test_sigint_twice_ends_at_once(bad_day: tuple[Path, Path]) -> None:
     with going_on(bad_day) as running:
-        until_it_trains(running)
+        running.until_rows(12)
         os.killpg(running.process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
         running.until(lambda: "once more ends at once" in running.printed, "its answer")
         os.killpg(running.process.pid, signal.SIGINT)
@@ -200,7 +189,7 @@ def test_a_killed_worker_one_that_got_sigterm_and_a_killed_wandb_service_cost_no
             (signal.SIGTERM, "goes on in another"),
             (None, "another one was given the rows"),
         ):
-            until_it_trains(running)
+            running.until_rows(12)
             said = running.printed.count(sign)
             (worker,) = running.named("Trainable")
             (service,) = [process for process in running.below() if process.name() == "wandb-core"]
@@ -217,7 +206,7 @@ def test_a_killed_worker_one_that_got_sigterm_and_a_killed_wandb_service_cost_no
 
 def test_sigterm_twice_is_one_request_for_an_orderly_end(bad_day: tuple[Path, Path]) -> None:
     with going_on(bad_day) as running:
-        until_it_trains(running)
+        running.until_rows(12)
         for _ in range(2):
             os.killpg(running.process.pid, signal.SIGTERM)
         assert running.ended(END_S) == 130
@@ -266,13 +255,16 @@ while not worker.step()["done"]:
 def test_a_worker_that_comes_back_late_writes_nothing_more(tmp_path: Path, undisturbed: tuple[Path, Kept]) -> None:
     spec, results = write_spec(tmp_path, **CONFIRMED), tmp_path / "results"
     with driver(spec, results) as running:
-        running.until_epoch("0001", 3)
+        running.until_epoch("0000", 1)
         with driver(spec, tmp_path / "second", "--resume", "--results", str(results)) as second:
             assert second.ended() == 2
             assert f"process {running.process.pid}" in second.printed
+        running.until(lambda: under_way(results) is not None, "a trial in its first half")
         running.process.kill()
         running.process.wait()
         assert running.left_over() == []
+    trial = under_way(results)
+    assert trial is not None
     shared = {
         "sweep": "tiny",
         "sweep_uid": json.loads((results / "provenance.json").read_text())["uid"],
@@ -284,9 +276,9 @@ def test_a_worker_that_comes_back_late_writes_nothing_more(tmp_path: Path, undis
         "shared": shared,
         "stop_file": str(results / ".stop"),
         "threads": 1,
-        "trial": "0001",
-        "values": {"alpha": 0.75},
-        "config": yaml.safe_load((results / "trials/0001/config.yaml").read_text()),
+        "trial": trial,
+        "values": study_of(results)[int(trial)]["params"],
+        "config": yaml.safe_load((results / "trials" / trial / "config.yaml").read_text()),
     }
     rows = num_rows(results)
     with subprocess.Popen([sys.executable, "-c", WORKER, json.dumps(job)], cwd=ROOT) as late:
@@ -307,6 +299,13 @@ def test_a_worker_that_comes_back_late_writes_nothing_more(tmp_path: Path, undis
     assert_as_undisturbed(results, undisturbed)
 
 
+def under_way(results: Path) -> str | None:
+    """The trial that is in its first half and will not end before a test has looked."""
+    (*_, newest) = sorted((results / "trials").iterdir())
+    rows = newest / "epoch.csv"
+    return newest.name if rows.exists() and 3 <= len(read_csv(rows)) < LONG["trainer"]["epochs"] // 2 else None
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
@@ -314,7 +313,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_a_trial_that_hangs_is_ended_and_tried_again_and_fails_with_its_reason(
     tmp_path: Path, undisturbed: tuple[Path, Kept]
 ) -> None:
-    spec, results = write_spec(tmp_path, **SERIAL, retries={"hang_s": 8, "max_failures": 1}), tmp_path / "results"
+    spec, results = write_spec(tmp_path, **LONG, retries={"hang_s": 8, "max_failures": 1}), tmp_path / "results"
     once, ever = (results / "trials" / name / "checkpoint/last.pt" for name in ("0001", "0002"))
     with driver(spec, results) as running:
         running.until_epoch("0000", 1)
