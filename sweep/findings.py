@@ -60,7 +60,7 @@ def write_conclusion(folder: ResultsFolder, conclusion: Conclusion) -> Conclusio
 
 def write_report_or_say_why_not(folder: ResultsFolder, console: Console) -> None:
     """report.html; a page that fails must not hide what the sweep found."""
-    from sweep.report import write_report
+    from sweep.report.page import write_report
 
     try:
         write_report(folder.path)

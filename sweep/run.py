@@ -20,6 +20,7 @@ from model.errors import ConfigError, UserError
 from sweep import cluster
 from sweep.conclusion import Conclusion
 from sweep.confirm import Confirmation
+from sweep.doctor.repair import mended_for_resume
 from sweep.faults import MachineError, storage_trouble
 from sweep.findings import write_best, write_conclusion, write_front, write_report_or_say_why_not
 from sweep.front import front_of
@@ -27,7 +28,6 @@ from sweep.halt import GO_ON, MACHINE_FAILED
 from sweep.plan import SweepPlan, make_plan, unchecked
 from sweep.progress import Progress
 from sweep.remote import is_url
-from sweep.repair import mended_for_resume
 from sweep.results import ResultsFolder
 from sweep.run_command import parser
 from sweep.spec import SweepSpec, load_spec

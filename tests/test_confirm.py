@@ -24,7 +24,7 @@ from sweep.confirm import Confirmation
 from sweep.findings import write_best, write_conclusion
 from sweep.outcome import Outcome
 from sweep.plan import make_plan
-from sweep.report import write_report
+from sweep.report.page import write_report
 from sweep.results import ResultsFolder
 from sweep.study import SweepStudy
 from sweep.terminal import print_conclusion, print_next_steps, print_plan

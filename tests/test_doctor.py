@@ -19,10 +19,10 @@ import yaml
 from model.folder import LAST, PREVIOUS
 from model.sinks import read_csv
 from sweep.confirm import Confirmation
-from sweep.doctor import main
-from sweep.ledger_files import TableBook
+from sweep.doctor.__main__ import main
+from sweep.doctor.files import TableBook
+from sweep.doctor.repair import DAMAGED, mended_for_resume
 from sweep.plan import first_trials
-from sweep.repair import DAMAGED, mended_for_resume
 from sweep.results import ResultsFolder
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import JOURNAL, Record, SweepStudy

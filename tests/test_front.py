@@ -17,8 +17,8 @@ from model.errors import UserError
 from sweep.front import front_of
 from sweep.outcome import Outcome
 from sweep.plan import first_trials
-from sweep.report import answer
-from sweep.report_data import load_results
+from sweep.report.answer import answer
+from sweep.report.data import load_results
 from sweep.results import ResultsFolder
 from sweep.run import run
 from sweep.spec import SweepSpec

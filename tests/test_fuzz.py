@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from model.errors import UserError
 from model.sinks import read_csv, read_json
-from sweep import diagnose, report, rescore, run
+from sweep import diagnose, rescore, run
+from sweep.report.__main__ import main as report_main
+from sweep.report.page import write_report
 from sweep.results import ResultsFolder
 from sweep.spec import SweepSpec, load_spec
 from sweep.warm_start import load_warm_start
@@ -212,7 +214,7 @@ def warm(folder: Path) -> int:
 
 
 COMMANDS: dict[str, Callable[[Path], int]] = {
-    "report": lambda folder: report.main([str(folder)]),
+    "report": lambda folder: report_main([str(folder)]),
     "diagnose": lambda folder: diagnose.main([str(folder / "trials" / "0000")]),
     "rescore": lambda folder: rescore.main([str(folder), "--set", "objective.ratio_weight=0"]),
     "warm start": warm,
@@ -287,7 +289,7 @@ def test_hostile_texts_in_a_table_are_no_formulas_and_no_markup(tmp_path: Path, 
     spec["description"] = text
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
     (folder / "trials/0000/summary.json").write_text(json.dumps({text: 1, "summary/best_loss": text}), encoding="utf-8")
-    page = Path(report.write_report(folder)).read_text(encoding="utf-8")
+    page = Path(write_report(folder)).read_text(encoding="utf-8")
     assert "<script>alert(1)" not in page
 
 

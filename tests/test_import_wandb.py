@@ -25,10 +25,11 @@ from wandb_double import WandbDouble
 
 from model.metrics import BATCH_STEP, Level
 from model.sinks import Event, Row, read_csv
-from sweep import import_wandb, report, rescore
+from sweep import import_wandb, rescore
 from sweep.imported import LeftOutError, as_trial
 from sweep.mapping import SpaceMapping
 from sweep.outcome import Outcome
+from sweep.report.__main__ import main as report_main
 from sweep.results import ResultsFolder
 from sweep.scored import past_trials
 from sweep.spec import SweepSpec, load_spec
@@ -378,7 +379,7 @@ def test_rescore_and_report_take_an_imported_sweep(
     capsys.readouterr()
     assert rescore.main([str(imported), "--set", "objective.ratio_weight=0"]) == 0
     assert "reported other values" not in capsys.readouterr().out
-    assert report.main([str(imported)]) == 0
+    assert report_main([str(imported)]) == 0
     assert "equal-weights" in (imported / "report.html").read_text()
 
 

@@ -13,11 +13,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from model.metrics import BATCH_NAMES, EPOCH_COLUMNS
-from sweep.journal import StudyBook, read_journal, write_journal
-from sweep.ledger import FolderBook, Kind, RunBook, TrialBooks, compare, notes, summary_of
-from sweep.ledger_rows import Rows, ranges, read_rows
+from sweep.doctor.journal import StudyBook, read_journal, write_journal
+from sweep.doctor.ledger import FolderBook, Kind, RunBook, TrialBooks, compare, notes, summary_of
+from sweep.doctor.rebuild import Evidence, points_used, rebuilt
+from sweep.doctor.rows import Rows, ranges, read_rows
 from sweep.outcome import Outcome
-from sweep.rebuild import Evidence, points_used, rebuilt
 from sweep.space import Space
 from sweep.study import Record, SweepStudy
 from tests.specs import ALPHA

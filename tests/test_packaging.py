@@ -24,7 +24,7 @@ def test_the_wheel_holds_sweep_and_model_only(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"model", "sweep"}
-    assert "sweep/report.html.jinja" in names
+    assert "sweep/report/page.html.jinja" in names
     assert "model/data/store.py" in names
     assert "model/recipes/joint_test.yaml" in names
     assert not [name for name in names if name.endswith(".png")]

@@ -1,4 +1,4 @@
-"""sweep/report.py: the page about results folders that the sweep's own writers made here."""
+"""sweep/report/: the page about results folders that the sweep's own writers made here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from specs import ALPHA, make
 from model.errors import UserError
 from model.metrics import Level
 from model.sinks import CsvSink, Event
-from sweep.report import MAX_ROWS, main, write_report
-from sweep.report_data import load_results
-from sweep.report_figures import MAX_POINTS, number, thin
+from sweep.report.__main__ import main
+from sweep.report.data import load_results
+from sweep.report.figures import MAX_POINTS, number, thin
+from sweep.report.page import MAX_ROWS, write_report
 from sweep.results import ResultsFolder
 from sweep.spec import SweepSpec
 from sweep.study import Outcome, SweepStudy

@@ -20,7 +20,7 @@ from model.config import TrainConfig
 from model.configfile import load_yaml
 from model.errors import ConfigError
 from model.sinks import read_csv
-from sweep.report import write_report
+from sweep.report.page import write_report
 from sweep.results import ResultsFolder
 from sweep.single import Signals, key_of, main
 from sweep.spec import SweepSpec, load_spec

@@ -87,7 +87,7 @@ def test_only_the_modules_of_that_name_know_wandb():
     assert [path for path in importers("wandb") if not path.startswith("sweep/wandb_")] == []
 
 
-@pytest.mark.parametrize("command", ["run", "agent", "agents", "single", "sync", "import_wandb", "doctor"])
+@pytest.mark.parametrize("command", ["run", "agent", "agents", "single", "sync", "import_wandb", "doctor.__main__"])
 def test_wandb_is_imported_when_it_is_used(command):
     assert loaded_by(f"sweep.{command}", "wandb") == []
 
@@ -98,7 +98,7 @@ def test_only_these_modules_know_ray():
 
 
 def test_nobody_imports_the_command():
-    commands = {f"sweep.{name}" for name in ("run", "agent", "agents", "rescore", "import_wandb", "doctor")}
+    commands = {f"sweep.{name}" for name in ("run", "agent", "agents", "rescore", "import_wandb", "doctor.__main__")}
     assert {command for command in commands if importers(command)} == set()
     assert importers("model.train") == set()
 

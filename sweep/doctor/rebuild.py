@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.journal import outcome_of
+from sweep.doctor.journal import outcome_of
 from sweep.outcome import Outcome
 from sweep.sampler_view import CONSTRAINTS, DIVERGED
 from sweep.samplers import make_sampler

@@ -18,17 +18,17 @@ from model.errors import UserError
 from model.folder import LAST, PREVIOUS
 from model.metrics import SUMMARY_NAMES
 from model.sinks import write_json, write_text
-from sweep.examine import Examination
+from sweep.doctor.examine import Examination
+from sweep.doctor.files import checkpoint_seconds
+from sweep.doctor.journal import write_journal
+from sweep.doctor.ledger import Finding, Kind, TrialBooks, summary_of
+from sweep.doctor.study_books import Study, mended_books
+from sweep.doctor.wandb_books import complete_run
 from sweep.faults import storage_trouble
-from sweep.journal import write_journal
-from sweep.ledger import Finding, Kind, TrialBooks, summary_of
-from sweep.ledger_files import checkpoint_seconds
 from sweep.outcome import Outcome
 from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, SweepStudy
-from sweep.study_books import Study, mended_books
 from sweep.wandb_client import reset_client
-from sweep.wandb_ledger import complete_run
 
 DAMAGED = "damaged"  # in the results folder
 

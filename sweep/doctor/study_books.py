@@ -12,11 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 from model.errors import UserError
 from sweep.conclusion import SEED
 from sweep.confirm import ALL_SEEDS, PREFIX
-from sweep.journal import Journal, StudyBook
-from sweep.ledger import Finding, Kind
-from sweep.ledger_files import EvidenceReader, TableBook, TrialFiles
+from sweep.doctor.files import EvidenceReader, TableBook, TrialFiles
+from sweep.doctor.journal import Journal, StudyBook
+from sweep.doctor.ledger import Finding, Kind
+from sweep.doctor.rebuild import Evidence, fits, points_used, rebuilt
 from sweep.plan import first_trials
-from sweep.rebuild import Evidence, fits, points_used, rebuilt
 from sweep.results import ResultsFolder
 from sweep.space import Space
 from sweep.spec import SweepSpec

@@ -15,11 +15,11 @@ import yaml
 from model.configfile import parse_yaml
 from model.errors import ConfigError, UserError
 from model.folder import LAST, PREVIOUS
-from sweep.ledger import FolderBook, State
-from sweep.ledger_rows import Rows, read_rows
+from sweep.doctor.ledger import FolderBook, State
+from sweep.doctor.rebuild import Evidence
+from sweep.doctor.rows import Rows, read_rows
 from sweep.outcome import Outcome
 from sweep.pbt import Change
-from sweep.rebuild import Evidence
 from sweep.scored import field_value
 from sweep.space import Space
 from sweep.spec import SweepSpec

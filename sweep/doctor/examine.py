@@ -11,19 +11,19 @@ from functools import cached_property
 from pathlib import Path
 
 from model.errors import ConfigError, UserError
-from sweep.journal import Journal, read_journal
-from sweep.ledger import Finding, Kind, RunBook, TrialBooks, compare, expected_rows, notes
-from sweep.ledger_files import TableBook, TrialFiles
-from sweep.ledger_rows import few
-from sweep.leftovers import is_own, leftovers, orphans, own_files, read_uid
+from sweep.doctor.files import TableBook, TrialFiles
+from sweep.doctor.journal import Journal, read_journal
+from sweep.doctor.ledger import Finding, Kind, RunBook, TrialBooks, compare, expected_rows, notes
+from sweep.doctor.leftovers import is_own, leftovers, orphans, own_files, read_uid
+from sweep.doctor.rebuild import Evidence
+from sweep.doctor.rows import few
+from sweep.doctor.study_books import Study, studies_of, study_findings
+from sweep.doctor.wandb_books import recorded_rows, run_books, run_parts
 from sweep.outcome import Outcome
-from sweep.rebuild import Evidence
 from sweep.results import RUNS, ResultsFolder
 from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, Record
-from sweep.study_books import Study, studies_of, study_findings
 from sweep.trial_table import TrialTable
-from sweep.wandb_ledger import recorded_rows, run_books, run_parts
 from sweep.wandb_mode import resolve_mode
 
 

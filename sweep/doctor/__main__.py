@@ -25,7 +25,7 @@ from sweep.results import RUNS, ResultsFolder
 from sweep.spec import SweepSpec, load_spec
 
 if TYPE_CHECKING:
-    from sweep.examine import Examination
+    from sweep.doctor.examine import Examination
 
 LOCK_LIMIT_S = 10.0  # a single trial holds its folder's lock for some milliseconds
 
@@ -123,7 +123,7 @@ def _spec(folder: ResultsFolder, given: Path | None, options: list[str]) -> Swee
 
 def _check_spec(folder: ResultsFolder, spec: SweepSpec, given: Path) -> None:
     """Raise UserError where a trial was not trained with this spec."""
-    from sweep.ledger_files import trainer_differences
+    from sweep.doctor.files import trainer_differences
 
     for path in sorted((folder.path / "trials").glob("[0-9]*")):
         differs = trainer_differences(path, spec)
@@ -135,7 +135,7 @@ def _check_spec(folder: ResultsFolder, spec: SweepSpec, given: Path) -> None:
 
 
 def _check(folder: ResultsFolder, spec: SweepSpec) -> int:
-    from sweep.examine import Examination
+    from sweep.doctor.examine import Examination
 
     seen = Examination(folder.path, spec)
     lost = [] if _has_spec(folder) else ["spec.yaml: it is missing or damaged; --repair writes it anew from --spec"]
@@ -151,7 +151,7 @@ def _check(folder: ResultsFolder, spec: SweepSpec) -> int:
 
 
 def _repair(folder: ResultsFolder, spec: SweepSpec) -> int:
-    from sweep.repair import Repair
+    from sweep.doctor.repair import Repair
 
     repair = Repair(folder.path, spec)
     if not _has_spec(folder):

@@ -13,7 +13,7 @@ from typing import Any
 
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, History, read_csv, read_json
-from sweep.ledger import RunBook
+from sweep.doctor.ledger import RunBook
 from sweep.outcome import Outcome
 from sweep.spec import SweepSpec
 from sweep.study import Record

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from model.metrics import BATCH_STEP, EPOCH_STEP
 from model.sinks import Row
 from sweep.conclusion import Conclusion
-from sweep.report_data import SweepResults, TrialResult
+from sweep.report.data import SweepResults, TrialResult
 from sweep.space import Choice, distribution_of
 from sweep.study import Outcome, Record
 

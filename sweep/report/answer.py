@@ -1,71 +1,17 @@
-"""`python -m sweep.report RESULTS`: the results folder of a sweep as one page, RESULTS/report.html.
-
-    python -m sweep.report results/alpha_beta
-
-The page needs no network and no other file. It is made of what the folder holds now, so it also tells of a sweep that
-runs, was stopped or failed; what is missing or cannot be read is named on it.
-"""
+"""What a sweep found, in plain sentences."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
 from collections import Counter
-from pathlib import Path
 
-import jinja2
-from plotly.offline import get_plotlyjs
-
-from model.errors import UserError
 from model.metrics import OBJECTIVE_NAMES
-from model.sinks import write_text
 from sweep.candidates import how_to_confirm
-from sweep.report_data import SweepResults, TrialResult, load_results
-from sweep.report_figures import MARKS, confirmation_figure, figures, number, state_name
+from sweep.report.data import SweepResults, TrialResult
+from sweep.report.figures import number, state_name
 from sweep.study import Outcome
 
-MAX_ROWS = 200  # of the table: more make the page slow on a phone
 SKILLS = {"eval/static_skill": "predicting the mean frame", "eval/pred_skill": "copying frame 3"}
 MAX_NAMED = 6  # trials of a Pareto front
-TABLE_METRICS = (*OBJECTIVE_NAMES, "eval/reference_loss", *SKILLS, "epoch/actual_static_contribution")
-
-
-def write_report(folder: Path) -> Path:
-    """Write report.html into a results folder; returns its path. Raises UserError as `load_results` does."""
-    path = folder / "report.html"
-    write_text(path, render(load_results(folder)))
-    return path
-
-
-def render(results: SweepResults) -> str:
-    """The page; whatever the results hold is shown as text, never run."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,  # provenance.json of another version may lack keys
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["number"] = number
-    templates.filters["state"] = state_name
-    counts = Counter(trial.record.outcome for trial in results.trials)
-    order = list(MARKS)
-    ranked = sorted(results.trials, key=lambda t: (order.index(t.record.outcome), *results.rank(t.record)))
-    wanted = dict.fromkeys((*(metric.name for metric in results.spec.objectives), *TABLE_METRICS))
-    return templates.get_template("report.html.jinja").render(
-        results=results,
-        made=time.strftime("%Y-%m-%d %H:%M %z"),
-        answer=answer(results),
-        counts=[(outcome, counts[outcome]) for outcome in MARKS if counts[outcome]],
-        ended=len(results.trials) - counts[Outcome.RUNNING],
-        confirmation=confirmation_figure(results.conclusion) if results.conclusion else None,
-        sections=figures(results),
-        ranked=ranked[:MAX_ROWS],
-        metrics=[name for name in wanted if any(name in trial.metrics for trial in ranked)],
-        has_best=(results.folder / "best.yaml").is_file(),
-        plotly_js=get_plotlyjs(),
-    )
 
 
 def answer(results: SweepResults) -> str:
@@ -149,29 +95,3 @@ def _gain(results: SweepResults, winner: TrialResult) -> str:
         f"That is better by {number(gain)}{share} than the equal-weights preset (trial {equal.name}: {number(base)}). "
         "One seed each is no proof, and the best of many is picked for luck too."
     )
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of `python -m sweep.report`."""
-    result = argparse.ArgumentParser(
-        prog="python -m sweep.report",
-        description="Write report.html, one page about a sweep that is done, stopped or still running.",
-        epilog="example: python -m sweep.report results/alpha_beta",
-    )
-    result.add_argument("results", type=Path, help="results folder of the sweep")
-    return result
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 done, 2 bad input."""
-    options = parser().parse_args(arguments)
-    try:
-        print(write_report(options.results))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweep.journal import leftover_locks
-from sweep.ledger import Finding, Kind
+from sweep.doctor.journal import leftover_locks
+from sweep.doctor.ledger import Finding, Kind
 from sweep.ownership import OWNER, local_owner
 from sweep.results import ResultsFolder
 from sweep.study import JOURNAL

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from typing import Any, Literal
 
-from sweep.ledger_rows import Rows, ranges
+from sweep.doctor.rebuild import Evidence
+from sweep.doctor.rows import Rows, ranges
 from sweep.outcome import Outcome
-from sweep.rebuild import Evidence
 from sweep.study import Record
 
 SAME_VALUE = 0.01  # relative: an epoch that a GPU trained again after a crash has not quite the value that was told
