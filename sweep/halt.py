@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,6 +23,8 @@ from sweep.faults import storage_trouble
 
 ASKED_S, LAST_S = 20.0, 27.0  # Slurm and Kubernetes kill what has not ended in 30 s
 LOOK_EVERY_S, LIST_EVERY_S = 0.5, 5.0
+HEAD_SILENT_S, HEAD_GONE_S = 15.0, 50.0  # after 60 s Ray ends a driver without a word that helps
+CONNECT_S = 3.0
 SAME_REQUEST_S = 10.0  # SIGTERM again within this time is the same request: some schedulers send it by several ways
 MACHINE_FAILED, STOPPED = 3, 130  # exit codes
 RAY_PROCESSES = ("raylet", "gcs_server")
@@ -58,6 +61,8 @@ class Halt:
         self._ray: dict[str, psutil.Process] = {}
         self._nobody_left_at: float | None = None  # Ray has died, and no trial trains any more
         self._children: list[psutil.Process] = []
+        self._head: str | None = None
+        self._head_seen, self._head_missed = 0.0, False
         self._ended = threading.Event()
 
     def fail(self, trouble: str) -> None:
@@ -106,14 +111,15 @@ class Halt:
             self._stop_file.unlink(missing_ok=True)
 
     @contextmanager
-    def watching_ray(self) -> Iterator[None]:
-        """Within, Ray's processes that this process has started are watched."""
+    def watching_ray(self, head: str | None = None) -> Iterator[None]:
+        """Within, Ray's processes that this process has started are watched, or the head of a cluster, HOST:PORT."""
+        self._head, self._head_seen = head, time.monotonic()
         self._children = psutil.Process().children(recursive=True)
         self._ray = {child.name(): child for child in self._children if child.name() in RAY_PROCESSES}
         try:
             yield
         finally:
-            self._ray = {}  # they are ended now
+            self._ray, self._head = {}, None  # they are ended now
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -160,9 +166,28 @@ class Halt:
                 listed = now
                 # not when they are needed: the children of a process that has died are nobody's
                 self._children = psutil.Process().children(recursive=True)
+                self._look_at_head()
             stuck = self._nobody_left_at is not None and now - self._nobody_left_at > LAST_S - ASKED_S
             if stuck or self._waited() > LAST_S:
                 self._end_hard()
+
+    def _look_at_head(self) -> None:
+        """End this process where the head of the cluster is gone for good: nothing can be asked of Ray any more."""
+        if (head := self._head) is None:
+            return
+        host, _, port = head.rpartition(":")
+        with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+            if self._head_missed:
+                self._say(f"the head of the Ray cluster, {head}, answers again")
+            self._head_seen, self._head_missed = time.monotonic(), False
+            return
+        silent_s = time.monotonic() - self._head_seen
+        if silent_s > HEAD_SILENT_S and not self._head_missed:
+            self._head_missed = True
+            self._say(f"the head of the Ray cluster, {head}, does not answer; waiting {HEAD_GONE_S:.0f} s for it")
+        if silent_s > HEAD_GONE_S:
+            self.trouble = self.trouble or f"the head of the Ray cluster, {head}, is gone"
+            self._end_hard()
 
     def _trials_after_rays_death(self) -> bool:
         """End what is of no use without Ray; whether there are trials, which still write their checkpoints."""

@@ -162,7 +162,7 @@ def run_trials(
     halt = Halt(folder.stop_file, watcher.warning, hand_out_no_more)
     searcher.on_trouble, searcher.machine_failed = halt.fail, halt.ray_died
     # in this order: ray.init puts a SIGTERM handler of its own in place of any other
-    with halt.guarding(), ray_cluster() as cluster, halt.signals(), halt.watching_ray():
+    with halt.guarding(), ray_cluster() as cluster, halt.signals(), halt.watching_ray(cluster.address):
         concurrent = max_concurrent(spec.resources, [node.resources for node in cluster.nodes])
         if cluster.address is not None:
             watcher.warning(cluster.summary)

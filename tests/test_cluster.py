@@ -169,6 +169,21 @@ def test_a_signal_to_the_driver_ends_the_trials_and_leaves_the_cluster(
     assert rows_of(results) == undisturbed
 
 
+@slow
+def test_when_the_head_of_a_cluster_is_gone_the_driver_says_so_and_ends(tmp_path: Path) -> None:
+    content = CONTENT | {"run_cap": 1, "trainer": {**TINY_TRAINER, "epochs": 5000}}
+    with RayNodes({"num_cpus": 1}) as alone:
+        with started(write_spec(tmp_path, **content), tmp_path / "results", "--address", alone.address) as driver:
+            wait_for(lambda: has_epochs(tmp_path / "results", "0000", 2), "the trial trains")
+            (gcs,) = [process for process in alone.family() if process.name() == "gcs_server"]
+            gcs.kill()
+            printed = " ".join(driver.communicate(timeout=LIMIT_S)[0].split())
+    assert driver.returncode == 3, printed
+    assert f"the head of the Ray cluster, {alone.nodes[0].about['address']}, does not answer; waiting 50 s" in printed
+    assert "is gone; all that finished is kept; go on with the same command and --resume" in printed
+    assert "Traceback" not in printed
+
+
 def may_mount() -> bool:
     if shutil.which("unshare") is None:
         return False
