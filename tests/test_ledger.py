@@ -26,7 +26,9 @@ SPACE = Space(ALPHA)
 
 
 def batch_line(place: int) -> bytes:
-    row = dict.fromkeys(BATCH_NAMES, "0.5") | {"batch/iteration": str(place), "batch/epoch": str(place // 2)}
+    epoch = place // 2
+    row = dict.fromkeys(BATCH_NAMES, "0.5") | {"batch/iteration": str(place), "batch/epoch": str(epoch)}
+    row["batch/loss_total"] = str(1.0 - epoch / 10)
     return ",".join(row.values()).encode() + b"\n"
 
 
@@ -93,6 +95,12 @@ def test_what_a_power_loss_leaves_is_said_and_sound_rows_are_kept(damage, said, 
     assert dict(again.lines) == dict(rows.lines)
 
 
+def test_files_of_two_trials_are_told_by_their_losses():
+    (found,) = compare(books(batch=read_rows("batch.csv", batch_file(*range(6)).replace(b"0.8", b"0.7"))))
+    assert "the mean loss_total of epoch 2 is 0.7 in batch.csv and 0.8 in epoch.csv" in str(found)
+    assert "comes from another copy" in str(found)
+
+
 def test_every_cut_of_a_file_leaves_the_whole_rows_before_it():
     data = epoch_file(0, 1, 2)
     ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
@@ -113,7 +121,10 @@ def test_rows_in_disorder_twice_or_damaged_are_said_with_their_lines():
 def test_rows_of_another_book_fill_a_gap_to_the_last_digit():
     whole = batch_file(0, 1, 2)
     rows = read_rows("batch.csv", batch_file(0, 2))
-    found = {1: dict.fromkeys(BATCH_NAMES, 0.5) | {"batch/iteration": 1, "batch/epoch": 0}, 2: {"batch/iteration": 9}}
+    found = {
+        1: dict.fromkeys(BATCH_NAMES, 0.5) | {"batch/iteration": 1, "batch/epoch": 0, "batch/loss_total": 1.0},
+        2: {"batch/iteration": 9},
+    }
     assert rows.filled(found).lines[1].split(",")[:2] == whole.decode().splitlines()[2].split(",")[:2]
     assert rows.filled(found).lines[2] == rows.lines[2]
 

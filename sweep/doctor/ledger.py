@@ -180,6 +180,7 @@ def _updates_of_an_epoch(batch: Rows) -> int:
 def compare(books: TrialBooks) -> Iterator[Finding]:
     """The disagreements about one trial that the study knows."""
     yield from _rows(books)
+    yield from _two_files(books)
     yield from _config(books)
     yield from _checkpoints(books)
     yield from _summary(books)
@@ -219,6 +220,31 @@ def _rows(books: TrialBooks) -> Iterator[Finding]:
         elif not running:
             hint = f"What is missing is lost; to train the trial again: {books.train_again}"
             yield Finding(Kind.ROWS, books.place, what, None, hint)
+
+
+def _two_files(books: TrialBooks) -> Iterator[Finding]:
+    """Whether both CSV files are of the same trial: an epoch's loss is the mean of its updates'."""
+    batch, epochs = books.folder.batch, books.folder.epoch
+    updates = _updates_of_an_epoch(batch) or batch.whole
+    if not books.ended or not epochs.whole or batch.whole < updates * epochs.whole:
+        return
+    for epoch in sorted({0, epochs.whole - 1}):
+        rows = [_numbers(batch, place) for place in range(updates * epoch, updates * (epoch + 1))]
+        losses = [row["batch/loss_total"] for row in rows if "batch/loss_total" in row]
+        told = _numbers(epochs, epoch).get("epoch/train_loss", math.nan)
+        mean = math.fsum(losses) / len(losses) if losses else math.nan
+        if abs(mean - told) > SAME_VALUE * abs(told):
+            what = f"the mean loss_total of epoch {epoch} is {mean:.6g} in batch.csv and {told:.6g} in epoch.csv"
+            yield Finding(Kind.SETTLE, books.place, what, None, CHANGED)
+            return
+
+
+def _numbers(rows: Rows, place: int) -> dict[str, float]:
+    """A row's numbers; none of a row that a quick reading took as it was and that is damaged."""
+    try:
+        return rows.row(place)
+    except ValueError:
+        return {}
 
 
 def _config(books: TrialBooks) -> Iterator[Finding]:
