@@ -27,9 +27,13 @@ class EncoderConfig(Config):
     patch_size: PositiveInt | None = None
     """Side of a patch in pixels; that of the timm name, else 8, if absent."""
     width: PositiveInt = 128
+    """Numbers of a token."""
     depth: PositiveInt = 4
+    """Transformer blocks."""
     heads: PositiveInt = 4
+    """Attention heads of a block; they divide width."""
     mlp_ratio: Positive = 4.0
+    """Hidden width of a block's MLP, as a multiple of width."""
     pretrained: bool | Path = False
     """Start from weights: true for those of the timm name (its tag chooses, `vit_base_patch16_224.mae`; OpenAI's CLIP
     is `vit_base_patch16_clip_quickgelu_224.openai`), or a file: safetensors or a checkpoint. The patch embedding is
@@ -85,8 +89,11 @@ class DecoderConfig(Config):
     """The light decoder, shared by both branches (He et al. 2021, section 3)."""
 
     width: PositiveInt = 96
+    """Numbers of a token."""
     depth: PositiveInt = 1
+    """Transformer blocks."""
     heads: PositiveInt = 4
+    """Attention heads of a block; they divide width."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -140,6 +147,7 @@ class TrainConfig(Config):
     """alpha and beta stay as given, or are only the start and then move (model/weighting.py)."""
 
     epochs: PositiveInt = 8
+    """Passes over the training clips."""
     batch_size: PositiveInt = 32
     """Clips of a micro-batch, over all processes of the run."""
     accum_iter: PositiveInt = 1
@@ -149,6 +157,7 @@ class TrainConfig(Config):
     min_lr: NotNegative = 0.0
     """Where the cosine ends."""
     warmup_epochs: NotNegative = 1.0
+    """Epochs, or a part of one, in which the learning rate rises from 0 to its peak."""
     weight_decay: NotNegative = 0.05
     """Of matrices; biases, norms and embeddings have none."""
     betas: tuple[Share, Share] = (0.9, 0.95)
@@ -163,6 +172,7 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, clip order, masks and flips. Equal for all trials of a sweep unless swept: a fairer comparison."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the training runs; auto: the GPU that is there, else the CPU."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16 and fp16 are autocast, fp16 with a loss scaler; auto is bf16 on a GPU that has it, else fp32."""
     compile: bool = False

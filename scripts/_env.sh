@@ -1,7 +1,8 @@
 # Sourced by the scripts beside it: a virtual environment with this package in it. `bash scripts/_env.sh` makes it and
 # does no more.
 #   prepare_env EXTRAS          EXTRAS is "" or "[dev]"
-#   answer_help MODULE WORD     where WORD is -h or --help: prints the help, installs nothing, ends the script
+#   answer_help MODULE WORD     where WORD is -h or --help: prints the help, installs nothing, ends the script; of the
+#                               module, or where that is "" or not installed, the script's head
 # Where no virtual environment is active, .venv beside this folder is made and used. The install is skipped while
 # pyproject.toml is as it was at the last one.
 
@@ -28,8 +29,7 @@ answer_help() {
   if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
     python="$root/.venv/bin/python"
   fi
-  # where nothing is installed yet, what this script's head says
-  "$python" -m "$module" --help 2>/dev/null || sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+  { [ -n "$module" ] && "$python" -m "$module" --help 2>/dev/null; } || sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
   exit 0
 }
 

@@ -40,6 +40,8 @@ class Clock:
     def ended(self, trial: str) -> None:
         self.ends.append(time.perf_counter())
 
+    def finding(self, trial: str, text: str, severity: str) -> None: ...
+
     def warning(self, text: str) -> None:
         print("note:", text)
 

@@ -1,9 +1,14 @@
 """Draw the default objective against the linear probes, a point per config of the replay tables.
 
-pip install -e '.[evidence]' && python scripts/draw_objective.py        # -> scripts/evidence/objective.png
+    pip install -e '.[evidence]'
+    python scripts/draw_objective.py
+
+The figure is scripts/evidence/objective.png.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import matplotlib
 
@@ -20,6 +25,7 @@ SHOWN = {"procedural": {"indenter": 1 / 7, "motion": 1 / 3, "slip": 1 / 2}, "rea
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     figure, rows = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
     for source, axes in zip(SOURCES, rows, strict=True):
         configs = Configs(ReplayTable.load(EVIDENCE / f"replay_{source}.csv.gz"))

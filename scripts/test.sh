@@ -4,8 +4,10 @@
 #   scripts/test.sh --slow          the tests that start Ray or train for longer
 #   scripts/test.sh --chaos         a sweep whose processes are killed at every turn: on a machine that does nothing else
 #   scripts/test.sh tests/test_spec.py -k grid      these tests only, with pytest's options
+# example: scripts/test.sh tests/test_spec.py
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+answer_help "" "${1:-}"
 prepare_env "[dev]"
 cd "$root"
 # W&B's own schema of sweep files, for a test. Without what it asks for: numpy < 2, unlike everything else here.

@@ -48,6 +48,7 @@ class MetricSettings(Block):
     impute: Literal["latest", "best", "worst"] | None = None
     """For W&B only, as the next: here a trial that failed has no value."""
     impute_while_running: Literal["latest", "best", "worst", "false", False] | None = None
+    """For W&B only."""
 
     @field_validator("name")
     @classmethod
@@ -68,6 +69,7 @@ class EarlyTerminate(Block):
     """
 
     type: Literal["hyperband", "median"]
+    """Which rule stops trials."""
     min_iter: PositiveInt | None = None
     """Epochs before the first decision."""
     max_iter: PositiveInt | None = None
@@ -142,6 +144,7 @@ class Stop(Block):
     accelerator_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """GPUs x hours that trials have used; a share of a GPU counts as that share."""
     plateau: Plateau | None = None
+    """The search has stopped getting better."""
 
 
 class Pbt(Block):
@@ -222,6 +225,8 @@ class WandbSettings(Block):
     """auto: online where credentials exist, else offline; never a prompt."""
     init_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20
     """Seconds to wait for the server at a trial's start."""
+    alerts: bool = True
+    """Send W&B an alert when the diagnosis of a trial says warning or critical, once per rule and trial."""
 
 
 class Retries(Block):

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
@@ -60,10 +61,12 @@ class Cluster:
 
     Attributes:
         address: HOST:PORT of its head; None for a Ray of our own, which is this machine alone.
+        logs: Ray's folder of logs on this machine.
     """
 
     nodes: tuple[Node, ...]
     address: str | None
+    logs: Path | None = None
 
     @property
     def summary(self) -> str:
@@ -98,8 +101,11 @@ def named(address: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[Cluster]:
+def ray_cluster(verbose: bool = False) -> Iterator[Cluster]:
     """Join the cluster that RAY_ADDRESS names, or start a Ray of our own; what was started is ended.
+
+    Args:
+        verbose: Ray prints what it and its workers say.
 
     Raises:
         ConfigError: there is no cluster at that address, or it cannot be joined from here.
@@ -108,27 +114,28 @@ def ray_cluster() -> Iterator[Cluster]:
 
     given = os.environ.get(ADDRESS) or LOCAL
     _checked(given, ADDRESS)
-    with _started_here() if given == LOCAL else _joined(given) as address:
+    with _started_here(verbose) if given == LOCAL else _joined(given, verbose) as (address, logs):
         alive = [node for node in ray.nodes() if node["Alive"]]
-        yield Cluster(tuple(Node(n["NodeID"], _name(n), n["Resources"]) for n in alive), address)
+        yield Cluster(tuple(Node(n["NodeID"], _name(n), n["Resources"]) for n in alive), address, logs)
 
 
 @contextmanager
-def _started_here() -> Iterator[None]:
+def _started_here(verbose: bool) -> Iterator[tuple[None, Path]]:
     with on_loopback(), _own_process_group():
-        _init(
+        logs = _init(
+            verbose,
             address=LOCAL,
             include_dashboard=False,
             object_store_memory=200_000_000,  # trials exchange nothing through it
         )
     try:
-        yield None
+        yield None, logs
     finally:
         _shutdown()
 
 
 @contextmanager
-def _joined(given: str) -> Iterator[str]:
+def _joined(given: str, verbose: bool) -> Iterator[tuple[str, Path]]:
     host, port = _head(given)
     use_token()
     loopback = _is_loopback(host) and _only_on_loopback(port)
@@ -136,9 +143,9 @@ def _joined(given: str) -> Iterator[str]:
     with on_loopback() if loopback else nullcontext():
         _check_answers(given, f"{host}:{port}")
         _check_joins(given, f"{host}:{port}")
-        _init(**_joining(f"{host}:{port}"))
+        logs = _init(verbose, **_joining(f"{host}:{port}"))
     try:
-        yield f"{host}:{port}"
+        yield f"{host}:{port}", logs
     finally:
         _shutdown()
 
@@ -149,10 +156,13 @@ NOT_A_NODE = (
 )
 
 
-def _init(**options: Any) -> None:
+def _init(verbose: bool, **options: Any) -> Path:
+    """Returns Ray's folder of logs on this machine."""
     import ray
 
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+    level = logging.INFO if verbose else logging.ERROR
+    context = ray.init(log_to_driver=verbose, logging_level=level, configure_logging=True, **options)
+    return Path(context.address_info["session_dir"]) / "logs"
 
 
 def _shutdown() -> None:

@@ -14,34 +14,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import partial
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
 from model.config import TrainConfig
 from model.sinks import Row
+from sweep.diagnosis_rows import (
+    AVERAGED,
+    BatchDigest,
+    Reading,
+    epoch_of,
+    first_not_finite,
+    mean,
+    over_running_median,
+    readings_of,
+)
 from sweep.limits import LIMITS, Rule, Severity
 
 SETTLE_EPOCHS = 1  # as objective.settle_epochs: warm-up belongs to the first epoch
 RECENT_EPOCHS = 5  # balance is judged over as many epochs as the quick test has (section 7)
 MOVEMENT = 0.02  # an epoch's loss that changes by less stands still: the noise of masks and flips (see NOT_FALLING)
-JUMP_WINDOW = 32  # values of which the running median is taken
-JUMP_HISTORY_EPOCHS, JUMP_HISTORY_BATCHES = 1, 8  # values that a median needs; single batches are noisy
-LR_FACTOR = 2.0  # a step of the learning rate, up or down
+LR_FACTOR = 3.0  # a step of the learning rate, up or down: half a decade; twice the rate was seen to mend nothing
+LR_FACTOR_NOT_FINITE = 10.0
 CLIP_GRAD = 1.0  # the default of TrainConfig, for runs that switched clipping off
 TEXT_ALPHA_TOLERANCE = 0.05  # the text's move 0.5 -> 0.3 is made for weights so near to equal ones
-
-FLUCTUATION_PASS = 0.30  # section 7, test passed: the ratio's fluctuation is below it
-SHARE_PASS = 0.20  # section 7, test passed: the share's error, relative to its target, is below it
-BALANCED_PRESET = (0.75, 0.25)  # alpha, beta of the text's train_joint_balanced_weights
 
 SHARE = "epoch/actual_static_contribution"
 RANK = "eval/effective_rank"
 RANK_LEAST_CLIPS = 32  # fewer clips come from so few presses that their features may well differ in few directions
-
-Reading = tuple[int, float]  # (epoch, value)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ class Finding:
     remedy: str
     changes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """The finding in a sentence, without its severity."""
+        seen = "" if self.rule is Rule.NOT_FINITE else f" {self.value:.3g} (limit {self.limit:g})"
+        return f"{self.rule}{seen} in epoch {self.epoch}: {self.remedy}"
+
 
 def diagnose(epochs: Sequence[Row], batches: Sequence[Row] = (), config: TrainConfig | None = None) -> list[Finding]:
     """All findings, the most severe first, then by epoch.
@@ -73,6 +80,11 @@ def diagnose(epochs: Sequence[Row], batches: Sequence[Row] = (), config: TrainCo
             loss_pred, nor of jumps within an epoch.
         config: what the run was trained with; changes of the learning rate and of clipping are computed from it.
     """
+    return findings_of(epochs, BatchDigest(batches), config)
+
+
+def findings_of(epochs: Sequence[Row], batches: BatchDigest, config: TrainConfig | None) -> list[Finding]:
+    """As `diagnose`, of a run whose batch rows were digested as they came."""
     run = _Run(epochs, batches, config)
     findings = [finding for rule in _RULES if (finding := rule(run)) is not None]
     lr_too_high = any(finding.rule in _SIGNS_OF_HIGH_LR for finding in findings)
@@ -92,67 +104,10 @@ def balancing_weights(static: float, dynamic: float, target: float = 0.5) -> tup
 
 def ratio_fluctuation(epochs: Sequence[Row]) -> float | None:
     """(max - min) / mean of `epoch/loss_ratio` over the recent settled epochs; None for fewer than two of them."""
-    ratios = [value for _, value in _recent(_readings(epochs, "epoch/loss_ratio"))]
+    ratios = [value for _, value in _recent(readings_of(epochs, "epoch/loss_ratio"))]
     if len(ratios) < 2 or not any(ratios):
         return None
-    return (max(ratios) - min(ratios)) / _mean(ratios)
-
-
-class NextStep(StrEnum):
-    """What follows a quick test. Section 8 names the first three; it has none for a training that fails as such."""
-
-    FULL_RUN = "run the full training with these weights"
-    CHANGE_WEIGHTS = "change alpha and beta, then repeat the quick test"
-    BALANCED_WEIGHTS = "train with the balanced weights, alpha 0.75 and beta 0.25"
-    MEND = "mend the training as the findings say, then repeat the quick test"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Of a quick test; `reasons` say why it did not pass."""
-
-    passed: bool
-    reasons: list[str]
-    next_step: NextStep
-
-
-def verdict(
-    epochs: Sequence[Row], batches: Sequence[Row] = (), config: TrainConfig | None = None, target: float = 0.5
-) -> Verdict:
-    """Whether a quick test (5 epochs) passed (section 7), and what to do next (section 8).
-
-    It passes where all losses fall, the ratio fluctuates by less than 30 %, the static share of the last epoch is
-    within 20 % of `target` and nothing is NaN or infinite. What the rows lack is not judged, but two epochs are needed.
-    The balanced weights are the next step where the share is too low and they bring it nearer to the target.
-    """
-    found = {finding.rule: finding for finding in diagnose(epochs, batches, config)}
-    training = [f"{rule}: {found[rule].remedy}" for rule in (Rule.NOT_FINITE, Rule.NOT_FALLING) if rule in found]
-    if len(epochs) < 2:
-        training.append(f"whether the losses fall is seen from 2 epochs on; {len(epochs)} have ended")
-    fluctuation = ratio_fluctuation(epochs)
-    if fluctuation is not None and fluctuation >= FLUCTUATION_PASS:
-        training.append(f"loss_ratio fluctuates by {fluctuation:.0%} of its mean; must be below {FLUCTUATION_PASS:.0%}")
-    share = next((value for _, value in reversed(_readings(epochs, SHARE))), None)
-    if share is None or abs(share - target) < SHARE_PASS * target:
-        return Verdict(not training, training, NextStep.MEND if training else NextStep.FULL_RUN)
-    low, high = target * (1 - SHARE_PASS), target * (1 + SHARE_PASS)
-    balance = f"the static share is {share:.3g}; must be between {low:.3g} and {high:.3g}"
-    losses = _last_losses(epochs)
-    if losses is not None:
-        alpha, beta = balancing_weights(*losses, target)
-        balance += f" (alpha = {alpha:.4g}, beta = {beta:.4g} would give {target:g})"
-    severe = any(found[r].severity is Severity.CRITICAL for r in (Rule.RATIO_HIGH, Rule.RATIO_LOW) if r in found)
-    preset_helps = losses is not None and not severe and _preset_helps(*losses, share, target)
-    weights = NextStep.BALANCED_WEIGHTS if preset_helps else NextStep.CHANGE_WEIGHTS
-    # no weights mend a training that fails as such
-    return Verdict(False, [*training, balance], NextStep.MEND if training else weights)
-
-
-def _preset_helps(static: float, dynamic: float, share: float, target: float) -> bool:
-    """Whether the balanced preset, made for a dynamic loss that outweighs the static one, brings the share nearer."""
-    alpha, beta = BALANCED_PRESET
-    preset_share = alpha * static / (alpha * static + beta * dynamic)
-    return share < target and abs(preset_share - target) < target - share
+    return (max(ratios) - min(ratios)) / mean(ratios)
 
 
 @dataclass(frozen=True)
@@ -160,23 +115,18 @@ class _Run:
     """What the rules look at."""
 
     epochs: Sequence[Row]
-    batches: Sequence[Row]
+    batches: BatchDigest
     config: TrainConfig | None
 
     @property
     def alpha_share(self) -> float | None:
         """alpha / (alpha + beta) of the run; None where neither config nor batches tell."""
-        if self.config is not None:
-            alpha, beta = self.config.weights
-        elif self.batches:
-            alpha, beta = (self.batches[-1].get(f"batch/{name}", math.nan) for name in ("alpha", "beta"))
-        else:
-            return None
+        alpha, beta = self.config.weights if self.config is not None else self.batches.weights
         return alpha / (alpha + beta) if 0 < alpha + beta < math.inf else None
 
     def balanced(self, found: Finding, remedy: str) -> Finding:
         """`found` with the balancing weights in its remedy and as its changes, where there are any."""
-        losses = _last_losses(self.epochs)
+        losses = last_losses(self.epochs)
         if losses is None:
             return replace(found, remedy=remedy)
         alpha, beta = balancing_weights(*losses)
@@ -187,9 +137,9 @@ class _Run:
         """base_lr times `factor`; min_lr as well where it would else be above the new peak."""
         if self.config is None:
             return {}
-        changes = {"base_lr": self.config.base_lr * factor}
+        changes = {"base_lr": _short(self.config.base_lr * factor)}
         if self.config.min_lr > self.config.peak_lr * factor:
-            changes["min_lr"] = self.config.min_lr * factor
+            changes["min_lr"] = _short(self.config.min_lr * factor)
         return changes
 
     def epoch_losses(self) -> dict[str, list[Reading]]:
@@ -201,31 +151,21 @@ class _Run:
         dynamic = last.get("epoch/weighted_dynamic") != 0
         if dynamic:
             names["loss_dynamic"] = "epoch/loss_dynamic"
-        losses = {short: _readings(self.epochs, name) for short, name in names.items()}
+        losses = {short: readings_of(self.epochs, name) for short, name in names.items()}
         if dynamic:
-            losses |= {short: self._batch_means(f"batch/{short}") for short in ("loss_recon", "loss_pred")}
+            ended = [epoch_of(row) for row in self.epochs]  # an epoch that has not ended is judged later
+            losses |= {name.removeprefix("batch/"): self.batches.means(name, ended) for name in AVERAGED}
         return losses
-
-    def _batch_means(self, name: str) -> list[Reading]:
-        values: dict[int, list[float]] = {int(row["epoch"]): [] for row in self.epochs}
-        for epoch, value in _readings(self.batches, name):
-            if epoch in values:  # an epoch that has not ended is judged later
-                values[epoch].append(value)
-        return [(epoch, _mean(found)) for epoch, found in values.items() if found]
 
 
 def _not_finite(run: _Run) -> Finding | None:
-    bad = [
-        (_epoch_of(row), name, value)
-        for row in (*run.batches, *run.epochs)
-        for name, value in row.items()
-        if not math.isfinite(value) and not name.startswith("objective/")  # NaN by design for a diverged trial
-    ]
+    of_batches = [run.batches.first_bad, run.batches.last_bad]
+    bad = [place for place in (*of_batches, *map(first_not_finite, run.epochs)) if place is not None]
     if not bad:
         return None
     first_epoch, first_name, _ = min(bad, key=lambda place: place[0])
     last_epoch, _, value = max(bad, key=lambda place: place[0])
-    changes: dict[str, Any] = run.lr_changes(1 / LR_FACTOR)
+    changes: dict[str, Any] = run.lr_changes(1 / LR_FACTOR_NOT_FINITE)
     if run.config is not None and run.config.clip_grad is None:
         changes["clip_grad"] = CLIP_GRAD
     limit = next(limit for limit in LIMITS if limit.rule is Rule.NOT_FINITE)
@@ -234,16 +174,8 @@ def _not_finite(run: _Run) -> Finding | None:
 
 
 def _jumps(run: _Run) -> Finding | None:
-    where = {
-        reading: name
-        for rows, name, history in (
-            (run.epochs, "epoch/train_loss", JUMP_HISTORY_EPOCHS),
-            # not batch/loss_total: in modes 0 and 1 it is now the one loss, now the other
-            (run.batches, "batch/loss_static", JUMP_HISTORY_BATCHES),
-            (run.batches, "batch/loss_dynamic", JUMP_HISTORY_BATCHES),
-        )
-        for reading in _over_running_median(_readings(rows, name), history)
-    }
+    of_epochs = over_running_median(readings_of(run.epochs, "epoch/train_loss"))
+    where = dict.fromkeys(of_epochs, "epoch/train_loss") | dict(run.batches.jumps())
     found = _worst(Rule.JUMPS, sorted(where))
     if found is None:
         return None
@@ -252,7 +184,7 @@ def _jumps(run: _Run) -> Finding | None:
 
 
 def _oscillates(run: _Run) -> Finding | None:
-    found = _worst(Rule.OSCILLATES, _turns(_readings(run.epochs, "epoch/train_loss")))
+    found = _worst(Rule.OSCILLATES, _turns(readings_of(run.epochs, "epoch/train_loss")))
     if found is None:
         return None
     remedy = f"epoch/train_loss went up and down, {found.value:.0f} turns in a row: lower base_lr"
@@ -261,7 +193,7 @@ def _oscillates(run: _Run) -> Finding | None:
 
 def _ratio_unstable(run: _Run) -> Finding | None:
     fluctuation = ratio_fluctuation(run.epochs)
-    readings = [] if fluctuation is None else [(_readings(run.epochs, "epoch/loss_ratio")[-1][0], fluctuation)]
+    readings = [] if fluctuation is None else [(readings_of(run.epochs, "epoch/loss_ratio")[-1][0], fluctuation)]
     found = _worst(Rule.RATIO_UNSTABLE, readings)
     if found is None:
         return None
@@ -271,10 +203,10 @@ def _ratio_unstable(run: _Run) -> Finding | None:
 
 def _ratio(run: _Run, rule: Rule, task: str, weight: str) -> Finding | None:
     """The ratio hardly depends on the weights: it calls for a change only while they do not make up for it."""
-    found = _worst(rule, _recent(_readings(run.epochs, "epoch/loss_ratio")))
+    found = _worst(rule, _recent(readings_of(run.epochs, "epoch/loss_ratio")))
     if found is None:
         return None
-    share = next((value for _, value in reversed(_readings(run.epochs, SHARE))), None)
+    share = next((value for _, value in reversed(readings_of(run.epochs, SHARE))), None)
     if share is not None and (share <= 0.5 if rule is Rule.RATIO_HIGH else share >= 0.5):
         remedy = f"the {task} task is too easy; {weight} makes up for it already (static share {share:.0%})"
         return replace(found, remedy=remedy)
@@ -282,7 +214,7 @@ def _ratio(run: _Run, rule: Rule, task: str, weight: str) -> Finding | None:
 
 
 def _static_share(run: _Run) -> Finding | None:
-    found = _worst(Rule.STATIC_SHARE, _recent(_readings(run.epochs, SHARE)))
+    found = _worst(Rule.STATIC_SHARE, _recent(readings_of(run.epochs, SHARE)))
     if found is None:
         return None
     high = found.value > 0.5
@@ -297,7 +229,7 @@ def _collapse(run: _Run) -> Finding | None:
     """Of the last epoch alone: features may start poor and grow."""
     if run.config is not None and run.config.data.eval_clips < RANK_LEAST_CLIPS:
         return None
-    found = _worst(Rule.COLLAPSE, _readings(run.epochs, RANK)[-1:])
+    found = _worst(Rule.COLLAPSE, readings_of(run.epochs, RANK)[-1:])
     if found is None:
         return None
     remedy = (
@@ -355,25 +287,17 @@ def _worst(rule: Rule, readings: Iterable[Reading]) -> Finding | None:
     return max(reversed(broken), key=lambda found: found.severity.rank, default=None)
 
 
-def _epoch_of(row: Row) -> int:
-    return int(row["epoch"] if "epoch" in row else row["batch/epoch"])
+def _short(rate: float) -> float:
+    return float(f"{rate:.6g}")  # a config is read by people
 
 
-def _readings(rows: Iterable[Row], name: str) -> list[Reading]:
-    return [(_epoch_of(row), row[name]) for row in rows if name in row and math.isfinite(row[name])]
-
-
-def _last_losses(epochs: Sequence[Row]) -> tuple[float, float] | None:
+def last_losses(epochs: Sequence[Row]) -> tuple[float, float] | None:
     """(loss_static, loss_dynamic) of the last epoch that has both, each > 0; None where there is none."""
     for row in reversed(epochs):
         static, dynamic = (row.get(f"epoch/loss_{name}", math.nan) for name in ("static", "dynamic"))
         if 0 < static < math.inf and 0 < dynamic < math.inf:
             return static, dynamic
     return None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)  # not fmean, which raises OverflowError on what a diverging run can log
 
 
 def _recent(readings: list[Reading]) -> list[Reading]:
@@ -390,15 +314,4 @@ def _turns(readings: Sequence[Reading]) -> list[Reading]:
         turns = turns + 1 if moved * direction < 0 else 0
         direction = moved
         result.append((epoch, float(turns)))
-    return result
-
-
-def _over_running_median(readings: Sequence[Reading], history: int) -> list[Reading]:
-    """Every value over the median of those just before it, from the first with `history` values before it on."""
-    result = []
-    for index in range(history, len(readings)):
-        epoch, value = readings[index]
-        usual = median(before for _, before in readings[max(0, index - JUMP_WINDOW) : index])
-        if usual > 0:
-            result.append((epoch, value / usual))
     return result

@@ -17,7 +17,7 @@ from sweep.parameters import LARGEST_NUMBER, Choice, Continuous, Parameter, Step
 from sweep.quantiles import Beta, Normal
 
 _RANGES = ("int_uniform", "uniform", "log_uniform", "log_uniform_values", "inv_log_uniform", "inv_log_uniform_values")
-_KEYS = {
+KEYS = {  # distribution -> the keys of its entry
     "constant": ("value",),
     "categorical": ("values",),
     "categorical_w_probabilities": ("values", "probabilities"),
@@ -28,8 +28,8 @@ _KEYS = {
     "beta": ("a", "b"),
     "q_beta": ("a", "b", "q"),
 }
-_DEFAULTS = {"mu": 0.0, "sigma": 1.0, "a": 1, "b": 1, "q": 1}  # W&B's
-_EXPONENTS = ("log_uniform", "q_log_uniform", "inv_log_uniform")  # their min and max are exponents of e
+DEFAULTS = {"mu": 0.0, "sigma": 1.0, "a": 1, "b": 1, "q": 1}  # W&B's
+EXPONENTS = ("log_uniform", "q_log_uniform", "inv_log_uniform")  # their min and max are exponents of e
 
 
 def flatten(entries: Any, prefix: str = "") -> dict[str, Any]:
@@ -67,8 +67,8 @@ def distribution_of(entry: Mapping[str, Any]) -> str:
     """The distribution, given or as W&B concludes it from the keys."""
     if "distribution" in entry:
         name = entry["distribution"]
-        if not isinstance(name, str) or name not in _KEYS:
-            raise ValueError(f"unknown distribution {name!r};{guess(str(name), _KEYS)} Known: {', '.join(_KEYS)}.")
+        if not isinstance(name, str) or name not in KEYS:
+            raise ValueError(f"unknown distribution {name!r};{guess(str(name), KEYS)} Known: {', '.join(KEYS)}.")
         return name
     if "value" in entry:
         return "constant"
@@ -85,16 +85,16 @@ def distribution_of(entry: Mapping[str, Any]) -> str:
 
 def _arguments(distribution: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The entry's keys without `distribution`, W&B's defaults filled in, numbers checked."""
-    keys = _KEYS[distribution]
+    keys = KEYS[distribution]
     for key in entry:
         if key != "distribution" and key not in keys:
-            owners = [name for name in _KEYS if key in _KEYS[name]]
+            owners = [name for name in KEYS if key in KEYS[name]]
             place = f"it belongs to {', '.join(owners)}" if owners else guess(str(key), keys).strip() or "no such key"
             raise ValueError(f"{key!r} has no meaning for {distribution} ({', '.join(keys)}); {place}")
-    missing = [key for key in keys if key not in entry and key not in _DEFAULTS]
+    missing = [key for key in keys if key not in entry and key not in DEFAULTS]
     if missing:
         raise ValueError(f"{distribution} needs {' and '.join(missing)}")
-    arguments = {key: entry.get(key, _DEFAULTS.get(key)) for key in keys}
+    arguments = {key: entry.get(key, DEFAULTS.get(key)) for key in keys}
     for key in ("values", "probabilities"):
         if key in arguments and not isinstance(arguments[key], list):
             raise ValueError(f"{key} = {arguments[key]!r}; must be a list")
@@ -145,7 +145,7 @@ def _bounds(distribution: str, low: float, high: float) -> tuple[float, float]:
     """Smallest and largest value; for W&B's exponents that is e to their power."""
     if low >= high:
         raise ValueError(f"min = {low} is not below max = {high}; swap them, or write value for a fixed one")
-    if distribution in _EXPONENTS:
+    if distribution in EXPONENTS:
         if distribution.startswith("inv"):
             low, high = -high, -low  # log(1 / x) is uniform
         if low < -math.log(LARGEST_NUMBER) or high > math.log(LARGEST_NUMBER):

@@ -74,6 +74,18 @@ class _Rows:
     epoch: dict[int, dict[str, float]] = field(default_factory=dict)
     unknown: set[str] = field(default_factory=set)
 
+    def history(self) -> History:
+        """The rows in order."""
+        return History(
+            batch=[self.batch[number] for number in sorted(self.batch)],
+            epoch=[self.epoch[number] for number in sorted(self.epoch)],
+        )
+
+
+def history_of(items: Iterable[Mapping[str, Any]]) -> History:
+    """W&B's history rows as ours: metrics of ours only, and of an update or epoch that is there twice the later."""
+    return _sorted_rows(items).history()
+
 
 def is_ours(config: Mapping[str, Any]) -> bool:
     """Whether a run's config is that of a run of ours: it has the trainer's main fields, and which trial it was."""
@@ -96,11 +108,8 @@ def as_trial(run: PastRun, spec: SweepSpec) -> Trial:
     config, strange = config_of(run, spec)
     read, lost = run.read_rows()
     rows = _sorted_rows(read)
-    history = History(
-        batch=[rows.batch[number] for number in sorted(rows.batch)],
-        epoch=[rows.epoch[number] for number in sorted(rows.epoch)],
-        summary={name: x for name in SUMMARY_NAMES if (x := _number(name, run.summary.get(name))) is not None},
-    )
+    history = rows.history()
+    history.summary = {name: x for name in SUMMARY_NAMES if (x := _number(name, run.summary.get(name))) is not None}
     if not history.epoch and not history.batch:
         raise LeftOutError("it has no row with metrics of ours (such as epoch, eval/reference_loss)")
     _complete(history, config, spec.objective)
@@ -146,7 +155,7 @@ def config_of(run: PastRun, spec: SweepSpec) -> tuple[TrainConfig, tuple[str, ..
             if not isinstance(place, dict):
                 raise LeftOutError(f"its config gives {name}, and {parent} otherwise")
         place[last] = value
-    if "beta" not in spec.space.parameters and spec.trainer.beta is None and _follows(content):
+    if "beta" not in spec.space.parameters and spec.trainer.beta is None and follows(content):
         content["beta"] = None  # a run of ours says which beta it had, also where it followed alpha
     try:
         return validated(TrainConfig, content, "its config"), unknown
@@ -175,7 +184,8 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield name, value
 
 
-def _follows(content: Mapping[str, Any]) -> bool:
+def follows(content: Mapping[str, Any]) -> bool:
+    """Whether beta is what alpha leaves: a run of ours says which beta it had, also where it followed alpha."""
     alpha, beta = content.get("alpha"), content.get("beta")
     return isinstance(alpha, int | float) and isinstance(beta, int | float) and 0 <= alpha <= 1 and beta == 1.0 - alpha
 
@@ -323,7 +333,7 @@ def spec_of_runs(name: str, runs: Sequence[PastRun]) -> tuple[Values, list[str]]
     parameters: Values = {}
     fields = [known_fields(run.config)[0] for run in ours]
     for key in sorted(set().union(*fields)):
-        if key == "beta" and all(_follows(values) for values in fields):
+        if key == "beta" and all(follows(values) for values in fields):
             continue
         values = [values.get(key) for values in fields]
         different = list({repr(value): value for value in values}.values())
@@ -353,7 +363,7 @@ def _shared(runs: Sequence[PastRun], searched: Mapping[str, Any], notes: list[st
     for key, value in fields[0].items():
         if any(key == name or key.startswith(f"{name}.") for name in searched):
             continue
-        if key == "beta" and all(_follows(values) for values in fields):
+        if key == "beta" and all(follows(values) for values in fields):
             continue
         *parents, last = key.split(".")
         place = trainer

@@ -237,7 +237,7 @@ def _measured(task: dict[str, Any]) -> Peak:
     EpochPlan.of(config, len(clips.train))
     device = pick_device(config)
     on_gpu = device.type == "cuda"
-    host_room = available_memory() - _own_memory(0)  # of this process only what it is going to take counts
+    host_room = available_memory() - own_memory(0)  # of this process only what it is going to take counts
     used_before = _gpu_used() if on_gpu else None
     try:
         with Team(task["processes"], device.type) as team:
@@ -258,7 +258,7 @@ def _measured(task: dict[str, Any]) -> Peak:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
             raise
         return Peak(too_large=text[:200])
-    return Peak(_own_memory(task["processes"] - 1) + WORKER_BYTES, gpu_bytes, host_room, gpu_room)
+    return Peak(own_memory(task["processes"] - 1) + WORKER_BYTES, gpu_bytes, host_room, gpu_room)
 
 
 def _shortened(config: TrainConfig) -> TrainConfig:
@@ -276,7 +276,7 @@ def _shortened(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update=changes)
 
 
-def _own_memory(children: int) -> int:
+def own_memory(children: int) -> int:
     """Bytes that this process and its children have taken at most, without pages of files, which trials share."""
     import resource
 

@@ -1,22 +1,31 @@
-"""Live progress in the terminal: a line per finished trial, and what is running, best so far and time left below.
+"""Progress in the terminal: a line per finished trial; below it, on a terminal, a live view of what runs.
 
-On a terminal the last lines are redrawn; elsewhere (a log file, CI) there are plain lines only.
+Elsewhere (a log file, CI) there are plain lines only, findings about trials among them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from sweep.live_view import STYLES, LiveView, Notice, RunningTrial, short
 from sweep.study import Outcome, Record
 
 QUIET_AT_MOST_S = 30.0  # without a terminal: say something at least so often
+MOST_WARNINGS = 10  # without a terminal: findings that are warnings get a line, so many; critical ones always do
+SHOWN = {  # of ended trials
+    Outcome.COMPLETE: "complete",
+    Outcome.PRUNED: "stopped early",
+    Outcome.DIVERGED: "diverged",
+    Outcome.FAILED: "failed",
+}
 
 
 class Progress:
@@ -25,7 +34,7 @@ class Progress:
     Args:
         console: where to.
         num_trials: of the whole sweep.
-        done: trials that ended in an earlier session.
+        earlier: trials that ended in an earlier session.
         epochs: of a full trial.
         find: trial id -> its record in the study.
         sign: 1 where the metric is minimised, -1 where it is maximised.
@@ -38,7 +47,7 @@ class Progress:
         self,
         console: Console,
         num_trials: int,
-        done: int,
+        earlier: Sequence[Record],
         epochs: int,
         find: Callable[[str], Record],
         sign: float,
@@ -48,23 +57,33 @@ class Progress:
     ) -> None:
         self._console = console
         self._num_trials = num_trials
-        self._done = self._done_before = done
+        self._done = self._done_before = len(earlier)
+        self._outcomes = Counter(record.outcome for record in earlier)
         self._epochs = epochs
         self._find = find
         self._sign = sign
         self._metric = metric
         self._on_ended = on_ended
         self._competing = competing
-        self._running: dict[str, tuple[int, float | None]] = {}  # trial -> (epochs, value)
+        self._page: str | None = None  # of W&B's project
+        self._epochs_seen = 0
+        self._running: dict[str, RunningTrial] = {}
+        self._notices: list[Notice] = []
         self._best: tuple[float, str] | None = None
         self._started = time.monotonic()
         self._last_line = self._started
-        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._renderable, transient=True)
+        for record in earlier:
+            self._note_best(record)
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._view, transient=True)
 
     def __enter__(self) -> Self:
-        self._print(f"starting Ray; then a line for each trial that ended, with its {self._metric}", style="dim")
-        if self._console.is_terminal:
-            self._live.start()
+        try:
+            self._print(f"starting Ray; then a line for each trial that ended, with its {self._metric}", style="dim")
+            if self._console.is_terminal:
+                self._live.start()
+        except BaseException:  # Ctrl-C: the view draws in a thread, and would go on
+            self._live.stop()
+            raise
         return self
 
     def __exit__(
@@ -72,9 +91,12 @@ class Progress:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
+            self._running.clear()
+        if self._notices:
+            self._print(self._found())
 
-    def note_best(self, record: Record) -> None:
-        """Compare with a trial that trained to its end, also one of an earlier session."""
+    def _note_best(self, record: Record) -> None:
+        """Compare with a trial that trained to its end."""
         value = record.value
         if not self._competing or record.outcome is not Outcome.COMPLETE or value is None:
             return
@@ -84,14 +106,36 @@ class Progress:
     # --- Watcher ---
 
     def started(self, trial: str) -> None:
-        """A trial began."""
-        self._running[trial] = (0, None)
+        """A trial began, or began again after a crash."""
+        before = self._running.get(trial)
+        values = self._find(trial).values if before is None else before.values
+        epochs = 0 if before is None else before.epochs
+        state = "starting" if before is None else "restarted"
+        self._running[trial] = RunningTrial(trial, self._epochs, values, epochs, state=state)
 
     def epoch(self, trial: str, epochs: int, metrics: dict[str, Any]) -> None:
         """A trial ended an epoch."""
-        self._running[trial] = (epochs, metrics.get(self._metric))
+        values = self._running[trial].values if trial in self._running else self._find(trial).values
+        self._running[trial] = RunningTrial(trial, self._epochs, values, epochs, metrics, "training")
+        self._epochs_seen += 1
         if not self._console.is_terminal and time.monotonic() - self._last_line > QUIET_AT_MOST_S:
-            self._print(self._status())
+            self._print("; ".join(self._standing()))
+
+    def finding(self, trial: str, text: str, severity: str) -> None:
+        """A rule of the diagnosis fires in a trial: a line; on a terminal it is part of the live view.
+
+        Args:
+            severity: info, warning or critical; infos are only counted where there is no live view.
+        """
+        notice = Notice(trial, text, severity)
+        self._notices.append(notice)
+        if self._console.is_terminal or severity == "info":
+            return
+        warnings = sum(other.severity == "warning" for other in self._notices)
+        if severity != "warning" or warnings <= MOST_WARNINGS:
+            self._print(notice.line, style=notice.style)
+            if severity == "warning" and warnings == MOST_WARNINGS:
+                self._print("more warnings of the diagnosis are counted, not printed; critical findings still are")
 
     def ended(self, trial: str) -> None:
         """A trial ended."""
@@ -102,8 +146,16 @@ class Progress:
             self._print(f"trial {trial}  interrupted; --resume goes on with it")
             return
         self._done += 1
-        self.note_best(record)
+        self._outcomes[record.outcome] += 1
+        self._note_best(record)
         self._print(self._trial_line(record, trial))
+
+    def online(self, url: str) -> None:
+        """A trial's W&B run is online: the page of its project is shown, once."""
+        if self._page is None:
+            self._page = url.partition("/runs/")[0]
+            if not self._console.is_terminal:
+                self._print(f"W&B {self._page}")
 
     def warning(self, text: str) -> None:
         """A line that must not be overlooked."""
@@ -112,7 +164,7 @@ class Progress:
     # --- text ---
 
     def _trial_line(self, record: Record, trial: str) -> str:
-        values = "  ".join(f"{name} {_short(value)}" for name, value in record.values.items())
+        values = "  ".join(f"{name} {short(value)}" for name, value in record.values.items())
         ended = {
             Outcome.COMPLETE: f"{record.epochs} epochs",
             Outcome.PRUNED: f"stopped early, {record.epochs} epoch{'s' if record.epochs > 1 else ''}",
@@ -127,38 +179,53 @@ class Progress:
         count = f"{self._done:>{width}}/{self._num_trials}"
         return f"{count}  trial {trial}  {value:>6}  {values}  ({ended}){preset}{best}"
 
-    def _status(self) -> str:
-        best = "none yet" if self._best is None else f"{self._best[0]:.4f} (trial {self._best[1]})"
-        standing = f"best {self._metric} {best}, " if self._competing else ""
-        return f"{self._done} of {self._num_trials} trials done, {standing}{self._time_left()}"
+    def _standing(self) -> list[str]:
+        """What is done and how long the rest takes, and the best so far."""
+        lines = [f"{self._done} of {self._num_trials} trials done{self._counts()}, {self._time_left()}"]
+        if self._competing:
+            best = "none yet" if self._best is None else f"{self._best[0]:.4f} (trial {self._best[1]})"
+            lines.append(f"best {self._metric} {best}")
+        return lines
+
+    def _counts(self) -> str:
+        """How the trials ended, where they did not all train to their end."""
+        if self._outcomes[Outcome.COMPLETE] == self._done:
+            return ""
+        shown = (f"{self._outcomes[outcome]} {word}" for outcome, word in SHOWN.items() if self._outcomes[outcome])
+        return f" ({', '.join(shown)})"
+
+    def _found(self) -> str:
+        counts = Counter(notice.severity for notice in self._notices)
+        trials = len({notice.trial for notice in self._notices})
+        shown = ", ".join(f"{counts[severity]} {severity}" for severity in reversed(STYLES) if counts[severity])
+        return f"findings in {trials} trial{'s' if trials > 1 else ''}: {shown}; see the report's section Diagnosis"
 
     def _time_left(self) -> str:
-        finished = self._done - self._done_before
-        elapsed = time.monotonic() - self._started
-        if finished == 0:
-            return f"{_duration(elapsed)} so far"
-        left = elapsed / finished * (self._num_trials - self._done)
-        return f"{_duration(elapsed)} so far, about {_duration(left)} left"
+        """By the trials of this session that ended; before the first one by epochs, of which some may be saved."""
+        elapsed, to_come = time.monotonic() - self._started, self._num_trials - self._done
+        so_far = f"{duration(elapsed)} so far"
+        if not to_come:
+            return so_far
+        if finished := self._done - self._done_before:
+            return f"{so_far}, about {duration(elapsed / finished * to_come)} left"
+        if not self._epochs_seen:
+            return so_far
+        epochs = max(0, to_come * self._epochs - self._epochs_seen)
+        return f"{so_far}, at most about {duration(elapsed / self._epochs_seen * epochs)} left"
 
-    def _renderable(self) -> Group:
-        lines = []
-        for trial, (epochs, value) in sorted(self._running.items()):
-            shown = "" if value is None else f"  {self._metric} {value:.4f}"
-            filled = round(20 * epochs / self._epochs)
-            bar = "━" * filled + "╌" * (20 - filled)
-            lines.append(Text(f"  trial {trial}  {bar}  epoch {epochs}/{self._epochs}{shown}", style="dim"))
-        return Group(*lines, Text(self._status(), style="bold"))
+    def _view(self) -> LiveView:
+        trials = sorted(self._running.values(), key=lambda trial: trial.trial)
+        standing = [*self._standing(), *([f"W&B {self._page}"] if self._page else [])]
+        return LiveView(trials, self._metric, list(self._notices), standing)
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._last_line = time.monotonic()
-        self._console.print(Text(text, style=style or ""), soft_wrap=True)
+        # a terminal breaks long lines between words; a file keeps them whole, for whoever searches it
+        self._console.print(Text(text, style=style or ""), soft_wrap=not self._console.is_terminal)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words: 1 h 05 min, 2 min 03 s, 40 s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

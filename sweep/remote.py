@@ -255,6 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sweep.remote",
         description="Fetch the results of a sweep from an object store; what is here already with its size is kept.",
+        epilog="example: python -m sweep.remote s3://bucket/sweeps/alpha_beta results/alpha_beta",
     )
     parser.add_argument("url", help="such as s3://bucket/sweeps/alpha_beta")
     parser.add_argument("folder", type=Path, help="where to; made if absent")

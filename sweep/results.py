@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from filelock import FileLock, Timeout
 from model.configfile import load_yaml
 from model.errors import ConfigError, UserError
 from model.sinks import write_json, write_text
+from sweep.logs import FOLDER as LOGS
 from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, Record
 
@@ -128,6 +130,7 @@ class ResultsFolder:
         written = (self.spec_file, self.provenance_file, self.trials_file, self.warm_start_file, self.stop_file)
         for file in (*written, self.path / JOURNAL):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / LOGS, ignore_errors=True)
 
     def close(self) -> None:
         """Let other drivers in."""

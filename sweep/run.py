@@ -23,6 +23,8 @@ from sweep.confirm import Confirmation
 from sweep.doctor.repair import mended_for_resume
 from sweep.faults import MachineError, storage_trouble
 from sweep.findings import write_best, write_conclusion, write_front, write_report_or_say_why_not
+from sweep.forecast import forecast
+from sweep.forecast_text import print_forecast
 from sweep.front import front_of
 from sweep.halt import GO_ON, MACHINE_FAILED
 from sweep.plan import SweepPlan, make_plan, unchecked
@@ -36,6 +38,7 @@ from sweep.sweep_mirror import SweepMirror
 from sweep.terminal import print_conclusion, print_counts, print_front, print_next_steps, print_plan, print_summary
 from sweep.trial_table import TrialTable
 from sweep.warm_start import WarmStart, load_warm_start
+from sweep.warm_up import LIMIT_S, Measurement, measure
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,14 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _run_command(options: argparse.Namespace, console: Console) -> int:
     spec = load_spec(options.spec, options.options)
     place = options.results or spec.results or str(Path("results") / spec.name)
+    how = {"dry_run": options.dry_run, "measured": not options.no_measure, "verbose": options.verbose}
     if not is_url(place):
         folder = ResultsFolder(Path(place))
-        return run(spec, folder, console, resume=_resumes(options, folder), dry_run=options.dry_run)
+        return run(spec, folder, console, resume=_resumes(options, folder), **how)
     mirror = _mirror(spec, place, console)
     with mirror.opened(options.resume or options.resume_or_start, options.dry_run):
         folder = ResultsFolder(mirror.folder)
         resume = _resumes(options, folder)
-        return run(spec, folder, console, resume=resume, dry_run=options.dry_run, mirror=mirror)
+        return run(spec, folder, console, resume=resume, mirror=mirror, **how)
 
 
 def _resumes(options: argparse.Namespace, folder: ResultsFolder) -> bool:
@@ -92,11 +96,15 @@ def run(
     *,
     resume: bool = False,
     dry_run: bool = False,
+    measured: bool = True,
+    verbose: bool = False,
     mirror: SweepMirror | None = None,
 ) -> int:
     """Check, plan, run, sum up; returns the exit code. Raises UserError for bad input, before anything is started.
 
     Args:
+        measured: a dry run predicts time and memory from a few updates.
+        verbose: print what Ray and its workers say.
         mirror: open; `folder` is the local copy of its URL.
     """
     for warning in spec.warnings():
@@ -110,6 +118,7 @@ def run(
     if mirror is not None:
         console.print(f"           copied to {mirror.url}", markup=False, soft_wrap=True)
     if dry_run:
+        _print_forecast(plan, folder, measured, console)
         left = unchecked(spec)
         checked = "spec, data and model were" if left else "everything was"
         console.print(f"dry run: {checked} checked, nothing was started", markup=False)
@@ -122,7 +131,7 @@ def run(
             for line in mended_for_resume(folder.path, spec):
                 console.print(line, markup=False, soft_wrap=True)
         with nullcontext() if mirror is None else mirror.running():
-            return _run_open(plan, folder, console, mirror)
+            return _run_open(plan, folder, console, mirror, verbose)
     except UserError:
         if not resume:
             folder.discard()  # nothing was computed: the mended spec may use the same folder
@@ -133,7 +142,9 @@ def run(
         folder.close()
 
 
-def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console, mirror: SweepMirror | None) -> int:
+def _run_open(
+    plan: SweepPlan, folder: ResultsFolder, console: Console, mirror: SweepMirror | None, verbose: bool
+) -> int:
     spec = plan.spec
     uid = folder.write_provenance(spec)
     if spec.search.warm_start:
@@ -144,7 +155,7 @@ def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console, mirror: 
         console.print(f"all {spec.num_trials} trials are done already; --set run_cap={spec.num_trials * 2} adds more")
     else:
         folder.conclusion_file.unlink(missing_ok=True)  # the trials to come may change what is to be confirmed
-    stopped = _run_trials(plan, folder, study, uid, max(to_run, 0), console, mirror)
+    stopped = _run_trials(plan, folder, study, uid, max(to_run, 0), console, mirror, verbose)
     records = study.records()
     if spec.metrics:
         return _end_with_front(spec, folder, records, stopped, console)
@@ -154,7 +165,7 @@ def _run_open(plan: SweepPlan, folder: ResultsFolder, console: Console, mirror: 
     if winner is not None:
         config = write_best(spec, folder, winner)
         if spec.confirm is not None and not stopped:
-            conclusion, stopped = _confirm(plan, folder, records, uid, console, mirror)
+            conclusion, stopped = _confirm(plan, folder, records, uid, console, mirror, verbose)
             config = write_best(spec, folder, winner, conclusion)
     confirmed = conclusion is not None and conclusion.confirmed
     write_report_or_say_why_not(folder, console)
@@ -196,6 +207,7 @@ def _run_trials(
     to_run: int,
     console: Console,
     mirror: SweepMirror | None,
+    verbose: bool,
 ) -> bool:
     """Run trials of the search, or of the confirmation, to their ends; True where the user stopped it."""
     spec, confirming = plan.spec, isinstance(study, Confirmation)
@@ -219,7 +231,7 @@ def _run_trials(
     progress = Progress(
         console,
         num_trials=len(ended) + to_run,
-        done=len(ended),
+        earlier=ended,
         epochs=plan.base.epochs,
         find=study.record,
         sign=1.0 if spec.metric.goal == "minimize" else -1.0,
@@ -227,12 +239,12 @@ def _run_trials(
         on_ended=note_ended,
         competing=not confirming and not spec.metrics,
     )
-    for record in ended:
-        progress.note_best(record)
     with progress:
         try:
             remote = None if mirror is None else mirror.url
-            stopped = run_trials(spec, folder, study, uid, to_run, progress, search=not confirming, remote=remote)
+            stopped = run_trials(
+                spec, folder, study, uid, to_run, progress, search=not confirming, remote=remote, verbose=verbose
+            )
             if mirror is not None:
                 mirror.hurry = stopped
             return stopped
@@ -255,6 +267,7 @@ def _confirm(
     uid: str,
     console: Console,
     mirror: SweepMirror | None,
+    verbose: bool,
 ) -> tuple[Conclusion, bool]:
     """Train the search's best configs and the presets again; what that shows, and whether the user stopped it."""
     with _usable_study(folder):
@@ -266,8 +279,17 @@ def _confirm(
         soft_wrap=True,
     )
     write_conclusion(folder, confirmation.conclude())  # a killed confirmation leaves no older one behind
-    stopped = _run_trials(plan, folder, confirmation, uid, confirmation.to_run, console, mirror)
+    stopped = _run_trials(plan, folder, confirmation, uid, confirmation.to_run, console, mirror, verbose)
     return write_conclusion(folder, confirmation.conclude()), stopped
+
+
+def _print_forecast(plan: SweepPlan, folder: ResultsFolder, measured: bool, console: Console) -> None:
+    found = None
+    if measured:
+        text = f"measuring a few updates of a trial: at most {LIMIT_S:.0f} s and the start of a process"
+        with console.status(text) if console.is_terminal else nullcontext():
+            found = measure(plan.spec)
+    print_forecast(plan, found, forecast(plan, found or Measurement(), folder.path), console)
 
 
 def _mirror(spec: SweepSpec, url: str, console: Console) -> SweepMirror:

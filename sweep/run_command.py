@@ -38,5 +38,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="join a running Ray cluster: auto, or HOST:PORT of its head; absent: RAY_ADDRESS, else this machine alone",
     )
-    result.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    result.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print the plan with time, memory and disk measured by a few updates; start nothing",
+    )
+    result.add_argument("--no-measure", action="store_true", help="with --dry-run: measure nothing")
+    result.add_argument(
+        "--verbose", action="store_true", help="print what Ray and its workers say, which is else in RESULTS/logs only"
+    )
     return result

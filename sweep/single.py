@@ -197,6 +197,8 @@ def _train(run: TrialRun, folder: TrialsFolder, record: Record, spec: SweepSpec,
             _say(f"interrupted in epoch {report.epochs + 1}, with a checkpoint; {where}")
             folder.refresh(record)
             return 1
+        for text, severity in report.findings:
+            _say(f"{severity}: {text}")
         value = report.metrics.get(metric)
         ended = report.finished or report.stopped or report.diverged is not None
         if (ended and report.epochs > began) or time.monotonic() - shown_at > SHOW_EVERY_S:

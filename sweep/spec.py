@@ -65,7 +65,7 @@ class SweepSpec(Block):
     entity: str | None = None
     """W&B user or team; the account's default if absent."""
     method: Literal["bayes", "random", "grid"] = "bayes"
-    """bayes is Optuna's TPE; grid tries every combination once."""
+    """bayes is Optuna with `search.sampler`, a Gaussian process or TPE if absent; grid tries every combination once."""
     metric: MetricSettings = MetricSettings()
     """What is optimised."""
     metrics: Annotated[tuple[MetricSettings, ...], Field(max_length=8)] = ()

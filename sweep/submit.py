@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="scripts/submit.sh",
         description="Send a sweep to a Ray cluster as a job, and follow it.",
-        epilog="All other options are those of python -m sweep.run. Ctrl-C ends the following, not the sweep. Exit "
+        epilog="example: scripts/submit.sh sweeps/alpha_beta.yaml --address http://head:8265 --results s3://bucket/a. "
+        "All other options are those of python -m sweep.run. Ctrl-C ends the following, not the sweep. Exit "
         "code: that of the sweep. WANDB_API_KEY is not sent: nodes have it in their own environment.",
         allow_abbrev=False,
     )

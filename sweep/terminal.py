@@ -13,6 +13,7 @@ from model.sinks import read_csv
 from sweep.candidates import how_to_confirm
 from sweep.conclusion import Conclusion
 from sweep.plan import SweepPlan
+from sweep.pruning import max_epochs
 from sweep.results import ResultsFolder, equal_weights
 from sweep.spec import SweepSpec
 from sweep.statistics import Estimate, smallest_shown
@@ -104,7 +105,7 @@ def _early_stop(spec: SweepSpec) -> str:
     stop, pbt = spec.early_terminate, spec.search.pbt
     if pbt is not None:
         return f"; every {pbt.every_epochs} epochs the worst {pbt.quantile:.0%} go on from the best"
-    if stop is None:
+    if stop is None or stop.first_rung >= max_epochs(spec):
         return ""
     rule = f"1/{stop.eta:g} go on" if stop.type == "hyperband" else "what is worse than the median"
     return f"; first stop after {stop.first_rung} epochs, {rule}"
@@ -124,7 +125,10 @@ def print_counts(records: Sequence[Record], console: Console) -> None:
     counts = {outcome: sum(record.outcome is outcome for record in records) for outcome in Outcome}
     names = {outcome: outcome.value for outcome in Outcome} | {Outcome.RUNNING: "unfinished"}
     shown = ", ".join(f"{count} {names[outcome]}" for outcome, count in counts.items() if count)
-    console.print(f"\n{len(records)} trials: {shown}", soft_wrap=True)
+    if not records:
+        console.print("\nno trial was started")
+        return
+    console.print(f"\n{len(records)} trial{'s' if len(records) > 1 else ''}: {shown}", soft_wrap=True)
     if not counts[Outcome.COMPLETE]:
         reasons = sorted({record.reason for record in records if record.reason})
         why = f": {'; '.join(reasons[:3])}" if reasons else ""

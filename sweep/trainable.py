@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 ERROR_FILE = "error.txt"
 WARNINGS = "trial_warnings"  # key of a result: what the driver should tell the user
+FINDINGS = "trial_findings"  # likewise: (text, severity) of what the diagnosis found in this trial
+URL = "wandb_url"  # key of a result: the page of the trial's run
 SAME_REQUEST_S = 3.0  # within which the driver, too, has got a SIGTERM that was sent to all
 
 
@@ -50,6 +52,7 @@ class SweepTrainable(tune.Trainable):
         torch.set_num_threads(config["threads"])
         self._run: TrialRun | None = None
         self._warnings: list[str] = []
+        self._url: str | None = None  # of the trial's W&B run, until the driver was told
         self._terminated = threading.Event()
         self._take(config)
 
@@ -84,6 +87,7 @@ class SweepTrainable(tune.Trainable):
                         return {INTERRUPTED: True, "done": True}
                     (self._job.folder / ERROR_FILE).unlink(missing_ok=True)  # of an attempt before this one
                     self._run = TrialRun(self._job, should_stop=self._should_stop)
+                    self._url = self._run.url
                 report = self._run.run_epoch()
                 if report.interrupted and self._terminated.is_set():
                     self._wait_for_the_driver_to_stop()
@@ -100,7 +104,7 @@ class SweepTrainable(tune.Trainable):
         warnings, self._warnings = self._warnings, []
         # Tune keeps averages of every number it is told, for every trial: 25 KiB of the driver's memory
         told = (*self._job.metrics, *OBJECTIVE_NAMES)
-        result = {
+        result: dict[str, Any] = {
             **{name: report.metrics[name] for name in told if name in report.metrics},
             EPOCHS: report.epochs,
             FINISHED: report.finished,
@@ -109,6 +113,10 @@ class SweepTrainable(tune.Trainable):
             PAUSED: report.paused,
             "done": report.finished or report.interrupted or report.paused or report.diverged is not None,
         }
+        if report.findings:
+            result[FINDINGS] = report.findings
+        if self._url is not None:
+            result[URL], self._url = self._url, None
         return result | ({WARNINGS: warnings} if warnings else {})
 
     def _should_stop(self) -> bool:

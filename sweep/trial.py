@@ -42,6 +42,10 @@ from model.sinks import CsvSink, Event, History, Row, Sink, remove_scratch, soun
 from model.team import Team
 from model.trainer import NonFiniteLossError, Trainer
 from sweep.adoption import adopt_copy
+from sweep.diagnosis_live import LiveDiagnosis
+from sweep.diagnosis_told import read_told, write_told
+from sweep.energy import EnergyMeter
+from sweep.limits import Severity
 from sweep.mirror import TrialMirror
 from sweep.objective import Objective
 from sweep.ownership import Ownership, TakenOverError
@@ -106,10 +110,13 @@ class TrialRun:
         for row in kept.batch:
             if row["batch/epoch"] >= self._trainer.epoch:
                 self._objective.add_batch(row)
+        self._diagnosis = LiveDiagnosis(job.config, read_told(job.folder))
+        self._diagnosis.replay(kept.epoch, kept.batch)
         schedule = "".join(f"# {change}\n" for change in job.changes)
         text = config_text(job.config, f"trial {job.trial} of sweep {job.sweep}")
         write_text(job.folder / "config.yaml", schedule + text)
         self._owner.check()
+        self._energy = EnergyMeter(job.folder, gpus=self._trainer.device.type == "cuda")
         csv = CsvSink(job.folder, keep_batches=len(kept.batch), keep_epochs=len(kept.epoch))
         self._wandb = self._opened_wandb(resumed=has_rows and not whole)
         # a killed part may have left rows in the CSV files that never came to W&B; to ask W&B takes seconds
@@ -178,9 +185,13 @@ class TrialRun:
             self._let_go()
             raise
         except NonFiniteLossError as error:
+            findings = self._tell()
             last = f"; the last good checkpoint is {self._checkpoint}" if has_checkpoint(self._checkpoint) else ""
             report = EpochReport(
-                epochs=self._trainer.epoch, metrics={"objective/value": math.nan}, diverged=f"{error}{last}"
+                epochs=self._trainer.epoch,
+                metrics={"objective/value": math.nan},
+                diverged=f"{error}{last}",
+                findings=findings,
             )
             self._wandb.note_divergence(self.job.metrics, str(error))
             self.close(exit_code=1)
@@ -194,6 +205,7 @@ class TrialRun:
             if event.level is Level.EPOCH:
                 return self._end_epoch(event)
             self._objective.add_batch(event.values)
+            self._diagnosis.add_batch(event.values)
             self._log(event)
             if self._objective.diverged is not None:
                 continue  # the trainer ends it; the last checkpoint stays one of sound weights
@@ -244,6 +256,7 @@ class TrialRun:
     def _end_epoch(self, event: Event) -> EpochReport:
         row = dict(event.values) | self._objective.end_epoch(event.values)
         self._last_row = row
+        self._diagnosis.add_epoch(row)
         self._log(Event(Level.EPOCH, row))
         if self._trainer.finished and self._objective.diverged is None and self.job.config.pictures:
             picture = self._trainer.picture()
@@ -254,6 +267,7 @@ class TrialRun:
     def _report(self, row: Row) -> EpochReport:
         """What the epoch's row says of the trial; ends the trial, or saves a checkpoint where one is due."""
         finished, diverged = self._trainer.finished, self._objective.diverged
+        findings = self._tell()  # before the sinks are closed
         paused = self._at_pause and not finished and diverged is None
         if diverged:
             self._wandb.note_divergence(self.job.metrics, diverged)
@@ -266,8 +280,26 @@ class TrialRun:
         elif self._save_clock.due():
             self._save()
         return EpochReport(
-            epochs=self._trainer.epoch, metrics=self._metrics(row), finished=finished, diverged=diverged, paused=paused
+            epochs=self._trainer.epoch,
+            metrics=self._metrics(row),
+            finished=finished,
+            diverged=diverged,
+            findings=findings,
+            paused=paused,
         )
+
+    def _tell(self) -> tuple[tuple[str, str], ...]:
+        """What the diagnosis says for the first time, alerts sent: text and severity of each finding."""
+        if not (new := self._diagnosis.news()):
+            return ()
+        # before the alerts: whoever is killed in between says one less, never one twice
+        write_told(self.job.folder, self._diagnosis.told)
+        for found in new:
+            if self.job.wandb.alerts and found.severity is not Severity.INFO:
+                about = f"trial {self.job.trial} of sweep {self.job.sweep}: {found.text}"
+                critical = found.severity is Severity.CRITICAL
+                self._wandb.alert(f"trial {self.job.trial}: {found.rule} ({found.severity})", about, critical)
+        return tuple((found.text, found.severity.value) for found in new)
 
     @staticmethod
     def _metrics(row: Row) -> dict[str, float]:
@@ -324,6 +356,7 @@ class TrialRun:
         }
 
     def _save(self) -> None:
+        self._energy.write()
         # broken weights never take the place of sound ones
         if self._saved_update != self._trainer.update and self._trainer.sound:
             save_checkpoint(
@@ -343,6 +376,7 @@ class TrialRun:
     def _close_sinks(self, exit_code: int) -> None:
         self._owner.check()
         self._ended = True
+        self._energy.write()
         self._watchdog.close()  # the sinks have time limits of their own
         for sink in self._sinks:
             sink.close(exit_code)

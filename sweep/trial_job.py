@@ -75,5 +75,7 @@ class EpochReport(BaseModel):
     """The trial was asked to stop and left a checkpoint."""
     stopped: bool = False
     """W&B stopped the trial: its record is ended, with a summary and a checkpoint."""
+    findings: tuple[tuple[str, str], ...] = ()
+    """What the diagnosis says for the first time: texts and their severities."""
     paused: bool = False
     """The trial has come to `TrialJob.until` and left a checkpoint."""

@@ -32,6 +32,7 @@ from sweep import preflight
 from sweep.cluster import fits, ray_cluster
 from sweep.faults import MachineError, out_of_memory, storage_trouble
 from sweep.halt import GO_ON, Halt, Overdue
+from sweep.logs import kept
 from sweep.memory import is_wanted
 from sweep.memory_task import check_memory
 from sweep.population import PopulationSearcher
@@ -42,7 +43,7 @@ from sweep.searcher import EPOCHS, PAUSED, StudySearcher
 from sweep.spec import SweepSpec
 from sweep.stopping import StopRules
 from sweep.study import SweepStudy
-from sweep.trainable import ERROR_FILE, WARNINGS, SweepTrainable
+from sweep.trainable import ERROR_FILE, FINDINGS, URL, WARNINGS, SweepTrainable
 from sweep.watchdog import STACKS, StoppedProcesses, take_stacks
 
 # of Tune's own snapshots, which nobody needs, it prints a traceback where the disk is full
@@ -62,6 +63,12 @@ class Watcher(Protocol):
 
     def ended(self, trial: str) -> None:
         """A trial ended in any way; the study knows how."""
+
+    def finding(self, trial: str, text: str, severity: str) -> None:
+        """The diagnosis found something in a trial; `severity` is one of sweep.limits.Severity."""
+
+    def online(self, url: str) -> None:
+        """A trial's W&B run is online, at this page."""
 
     def warning(self, text: str) -> None:
         """Something that the user should read once."""
@@ -102,6 +109,10 @@ class _TuneCallback(tune.Callback):
             if text not in self._warned:
                 self._warned.add(text)
                 self._watcher.warning(text)
+        if URL in result:
+            self._watcher.online(result[URL])
+        for text, severity in result.get(FINDINGS, ()):
+            self._watcher.finding(trial.config["trial"], text, severity)
         if EPOCHS in result:
             self._watcher.epoch(trial.config["trial"], result[EPOCHS], result)
 
@@ -140,6 +151,7 @@ def run_trials(
     *,
     search: bool = True,
     remote: str | None = None,
+    verbose: bool = False,
     trainable: type[tune.Trainable] = SweepTrainable,
 ) -> bool:
     """Run `num_trials` more trials (unfinished ones included) to their ends; True where the user stopped it.
@@ -147,6 +159,7 @@ def run_trials(
     Args:
         search: trials may be stopped early, and search.stop may end the search; else each trains to its end.
         remote: URL that the folder is the local copy of.
+        verbose: print what Ray and its workers say, which else goes to the folder's logs.
         trainable: what runs a trial in a worker.
 
     Raises:
@@ -162,7 +175,14 @@ def run_trials(
     halt = Halt(folder.stop_file, watcher.warning, hand_out_no_more)
     searcher.on_trouble, searcher.machine_failed = halt.fail, halt.ray_died
     # in this order: ray.init puts a SIGTERM handler of its own in place of any other
-    with halt.guarding(), ray_cluster() as cluster, halt.signals(), halt.watching_ray(cluster.address):
+    with (
+        halt.guarding(),
+        kept(folder.path, verbose) as logs,
+        ray_cluster(verbose) as cluster,
+        halt.signals(),
+        halt.watching_ray(cluster.address),
+    ):
+        logs.follow(cluster.logs)
         concurrent = max_concurrent(spec.resources, [node.resources for node in cluster.nodes])
         if cluster.address is not None:
             watcher.warning(cluster.summary)

@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m sweep.wait_for_nodes",
         description="Wait until a Ray cluster has so many nodes. Exit code: 0 it has, 2 it has not in time.",
+        epilog="example: python -m sweep.wait_for_nodes 10.0.0.7:6379 2 --limit 60",
     )
     result.add_argument("address", help="HOST:PORT of its head")
     result.add_argument("nodes", type=int, help="how many")

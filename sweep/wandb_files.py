@@ -156,6 +156,14 @@ def recorded_runs(folder: Path) -> list[PastRun]:
     return [_past_run(own) for own in sorted(parts.values(), key=lambda own: (own[0].started, own[0].run_id))]
 
 
+def recorded_run(file: Path) -> PastRun:
+    """The run that a `.wandb` file is of, with the other parts of it that lie beside its folder."""
+    parts = {file.resolve()}
+    for kind in KINDS:
+        parts |= {own.resolve() for own in file.resolve().parents[1].glob(f"{kind}-*/{file.name}")}
+    return _past_run(sorted(map(_run_file, parts), key=lambda part: (part.started, part.suffix, part.file.name)))
+
+
 def _past_run(parts: Sequence[RunFile]) -> PastRun:
     heads = [head for part in parts if part.readable and (head := read_head(part.file))]
     last = heads[-1] if heads else {}

@@ -33,6 +33,7 @@ OFFLINE_INIT_LIMIT_S = 40.0  # wandb itself waits 30 s for its service process t
 HELD_ROWS, HELD_S = 16, 2.0  # rows handed over together, and how long one waits for others
 # what was sent is noted for the next part of the run, since that may begin at once after a kill
 NOTE_EVERY_S, NOTE_EVERY_ROWS = 5.0, 48
+ALERT_TITLE = 63  # letters of an alert's title that W&B takes
 ASK_LIMIT_S = 5.0  # for one question to the server; who is preempted has little time
 
 PICTURE_STEP = "pictures/epoch"  # not `epoch`: a row that has it is an epoch's row
@@ -318,6 +319,12 @@ class WandbSink(Sink):
         if self._run is not None:
             with self._warned_once("that it was preempted"):
                 self._run.mark_preempting()
+
+    def alert(self, title: str, text: str, critical: bool) -> None:
+        """Send an alert; of an offline run, `wandb sync` sends it later. A failure is warned of and never raised."""
+        if self._run is not None:
+            with self._warned_once("alerts"):
+                self._run.alert(title[:ALERT_TITLE], text, level="ERROR" if critical else "WARN")
 
     @contextmanager
     def _warned_once(self, lost: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ class RunServer:
         exit_code: present once the run has ended; gone again while it is resumed.
         preempting: runs whose client said that it is being preempted; until they are resumed.
         stopped: runs that were asked to stop.
+        alerts: (run id, title, text, level) of each alert that was sent, in order.
         operations: how often each GraphQL operation was asked.
         unknown: operations that this double has no answer to; they were answered with nothing.
     """
@@ -33,6 +34,7 @@ class RunServer:
         self.exit_code: dict[str, int] = {}
         self.preempting: set[str] = set()
         self.stopped: set[str] = set()
+        self.alerts: list[tuple[str, str, str, str]] = []
         self.operations: Counter[str] = Counter()
         self.unknown: set[str] = set()
         self.lock = threading.RLock()
@@ -89,6 +91,10 @@ class RunServer:
         return {"viewer": {**user, "admin": False, "teams": teams, "apiKeys": {"edges": []}}}
 
     on_viewer = on_Viewer
+
+    def on_NotifyScriptableRunAlert(self, sent: dict[str, Any]) -> dict[str, Any]:
+        self.alerts.append((sent["runName"], sent["title"], sent["text"], sent["severity"]))
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     def on_ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}

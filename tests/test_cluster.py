@@ -172,12 +172,14 @@ def test_a_signal_to_the_driver_ends_the_trials_and_leaves_the_cluster(
 @slow
 def test_when_the_head_of_a_cluster_is_gone_the_driver_says_so_and_ends(tmp_path: Path) -> None:
     content = CONTENT | {"run_cap": 1, "trainer": {**TINY_TRAINER, "epochs": 5000}}
-    with RayNodes({"num_cpus": 1}) as alone:
-        with started(write_spec(tmp_path, **content), tmp_path / "results", "--address", alone.address) as driver:
-            wait_for(lambda: has_epochs(tmp_path / "results", "0000", 2), "the trial trains")
-            (gcs,) = [process for process in alone.family() if process.name() == "gcs_server"]
-            gcs.kill()
-            printed = " ".join(driver.communicate(timeout=LIMIT_S)[0].split())
+    with (
+        RayNodes({"num_cpus": 1}) as alone,
+        started(write_spec(tmp_path, **content), tmp_path / "results", "--address", alone.address) as driver,
+    ):
+        wait_for(lambda: has_epochs(tmp_path / "results", "0000", 2), "the trial trains")
+        (gcs,) = [process for process in alone.family() if process.name() == "gcs_server"]
+        gcs.kill()
+        printed = " ".join(driver.communicate(timeout=LIMIT_S)[0].split())
     assert driver.returncode == 3, printed
     assert f"the head of the Ray cluster, {alone.nodes[0].about['address']}, does not answer; waiting 50 s" in printed
     assert "is gone; all that finished is kept; go on with the same command and --resume" in printed
@@ -338,7 +340,10 @@ def test_an_address_of_another_form_is_refused_with_what_would_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str, words: str
 ) -> None:
     results = tmp_path / "results"
-    assert main([str(write_spec(tmp_path)), "--results", str(results), "--address", address, "--dry-run"]) == 2
+    assert (
+        main([str(write_spec(tmp_path)), "--results", str(results), "--address", address, "--dry-run", "--no-measure"])
+        == 2
+    )
     assert words in capsys.readouterr().err
     assert not results.exists()
 
@@ -350,7 +355,7 @@ def test_where_no_cluster_is_the_error_says_so_soon_and_the_folder_stays_free(
     arguments = [str(write_spec(tmp_path)), "--results", str(tmp_path / "results")]
     assert main([*arguments, "--address", "127.0.0.1:9"]) == 2
     assert "nothing can be reached at 127.0.0.1:9 (Connection refused)" in capsys.readouterr().err
-    assert main([*arguments, "--dry-run"]) == 0
+    assert main([*arguments, "--dry-run", "--no-measure"]) == 0
 
 
 @slow
@@ -377,7 +382,7 @@ def test_an_address_holds_for_its_command_and_wins_over_the_variable(monkeypatch
 
 
 def test_a_scheduler_may_start_a_sweep_that_has_not_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(write_spec(tmp_path)), "--results", str(tmp_path / "results"), "--dry-run"]
+    arguments = [str(write_spec(tmp_path)), "--results", str(tmp_path / "results"), "--dry-run", "--no-measure"]
     assert main([*arguments, "--resume-or-start"]) == 0
     assert main([*arguments, "--resume"]) == 2
     assert "start it without --resume" in capsys.readouterr().err

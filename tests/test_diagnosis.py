@@ -12,17 +12,8 @@ from model.batches import Batches
 from model.data.clips import load_clips
 from model.features import held_out_rank
 from model.mae import JointTactileMAE
-from model.metrics import Level
-from model.trainer import NonFiniteLossError, Trainer
-from sweep.diagnosis import (
-    MOVEMENT,
-    NextStep,
-    Verdict,
-    balancing_weights,
-    diagnose,
-    ratio_fluctuation,
-    verdict,
-)
+from sweep.diagnosis import MOVEMENT, balancing_weights, diagnose, ratio_fluctuation
+from sweep.diagnosis_verdict import NextStep, verdict
 from sweep.limits import LIMITS, Rule, Severity
 
 INFO, WARNING, CRITICAL = Severity
@@ -68,88 +59,6 @@ def found(rule, epochs, batches=(), config=None):
 def fired(*histories):
     """The names of the rules that fire."""
     return {finding.rule for finding in diagnose(*histories)}
-
-
-def trained(**changes):
-    """(epoch rows, batch rows, config) of a tiny run; one that diverges ends there."""
-    config = tiny_config(**changes)
-    epochs, batches = [], []
-    try:
-        for event in Trainer(config).train():
-            rows = {Level.EPOCH: epochs, Level.BATCH: batches}.get(event.level)
-            if rows is not None:
-                rows.append(event.values)
-    except NonFiniteLossError:
-        pass
-    return epochs, batches, config
-
-
-# --- real curves ---
-
-
-HEALTHY = {"epochs": 6, "base_lr": 0.01, "alpha": 0.6, "seed": 2}
-OSCILLATING = {
-    "epochs": 10,
-    "base_lr": 10.0,
-    "min_lr": 0.3,  # nearly constant: the peak is 0.3125
-    "warmup_epochs": 0,
-    "clip_grad": None,
-    "betas": (0.0, 0.5),
-    "seed": 1,
-}
-
-
-def test_a_healthy_run_fires_nothing_above_info_and_passes_the_quick_test():
-    run = trained(**HEALTHY)
-    assert {finding.severity for finding in diagnose(*run)} <= {INFO}
-    assert verdict(*run) == Verdict(True, [], NextStep.FULL_RUN)
-
-
-@pytest.mark.parametrize(("alpha", "side"), [(0.95, "lower alpha"), (0.05, "raise alpha")])
-def test_a_lopsided_alpha_gives_a_critical_static_share_and_the_weights_that_balance(alpha, side):
-    epochs, batches, config = trained(alpha=alpha, epochs=4)
-    finding = found(Rule.STATIC_SHARE, epochs, batches, config)
-    assert finding.severity is CRITICAL
-    assert finding.remedy.startswith(side)
-    static, dynamic = epochs[-1]["epoch/loss_static"], epochs[-1]["epoch/loss_dynamic"]
-    assert finding.changes["alpha"] == pytest.approx(dynamic / (static + dynamic))
-    assert finding.changes["alpha"] * static == pytest.approx(finding.changes["beta"] * dynamic)
-
-
-def test_alpha_near_one_makes_the_static_loss_fall_first_so_the_ratio_is_low_and_more_alpha_is_not_advised():
-    finding = found(Rule.RATIO_LOW, *trained(alpha=0.95, epochs=4))
-    assert finding.severity is WARNING
-    assert finding.changes == {}
-    assert "makes up for it already" in finding.remedy
-
-
-def test_a_learning_rate_of_nearly_nothing_is_seen_as_losses_that_do_not_fall():
-    epochs, batches, config = trained(base_lr=1e-12, epochs=3)
-    finding = found(Rule.NOT_FALLING, epochs, batches, config)
-    assert finding.severity is WARNING
-    assert finding.changes == {"base_lr": 2e-12}
-    assert all(name in finding.remedy for name in ("train_loss", "loss_static", "loss_recon", "loss_pred"))
-    assert verdict(epochs, batches, config).next_step is NextStep.MEND
-
-
-def test_a_huge_learning_rate_makes_the_loss_oscillate_and_jump_and_no_rule_asks_for_a_higher_one():
-    epochs, batches, config = trained(**OSCILLATING)
-    findings = {finding.rule: finding for finding in diagnose(epochs, batches, config)}
-    assert {Rule.OSCILLATES, Rule.JUMPS} <= findings.keys()
-    assert findings[Rule.OSCILLATES].value > 2
-    rates = {f.changes["base_lr"] for f in findings.values() if "base_lr" in f.changes}
-    assert rates == {5.0}
-    assert findings[Rule.OSCILLATES].changes["min_lr"] == 0.15  # else above the new peak
-
-
-def test_a_run_that_became_nan_before_its_first_epoch_ended_is_told_to_lower_the_rate_and_to_clip():
-    epochs, batches, config = trained(base_lr=1e30, clip_grad=None)
-    assert epochs == []
-    [finding] = diagnose(epochs, batches, config)
-    assert (finding.rule, finding.severity, finding.epoch) == (Rule.NOT_FINITE, CRITICAL, 0)
-    assert finding.changes == {"base_lr": 5e29, "clip_grad": 1.0}
-    assert "first seen: batch/" in finding.remedy
-    assert not verdict(epochs, batches, config).passed
 
 
 # --- the edge of each limit ---
@@ -233,7 +142,7 @@ MANY_CLIPS = tiny_config(data={"eval_fraction": 0.5, "eval_clips": 32})
 def test_features_that_differ_in_hardly_any_direction_are_a_collapse(rank, severity):
     finding = found(Rule.COLLAPSE, with_values("eval/effective_rank", [20.0, rank]), config=MANY_CLIPS)
     assert (finding and finding.severity) == severity
-    assert finding is None or finding.changes == {"base_lr": 0.015}
+    assert finding is None or finding.changes == {"base_lr": 0.01}
 
 
 def test_features_that_have_recovered_by_the_last_epoch_are_no_collapse():
@@ -306,8 +215,8 @@ def test_a_high_ratio_raises_beta_to_what_balances_the_share():
     [
         (1.0, 0.5, "mask ratio", {}),
         (0.5, 1.0, "temporal modelling", {}),
-        (1.0, 1.0, "raise base_lr", {"base_lr": 0.06}),
-        (1.0, 1.5, "unstable: lower base_lr", {"base_lr": 0.015}),
+        (1.0, 1.0, "raise base_lr", {"base_lr": 0.09}),
+        (1.0, 1.5, "unstable: lower base_lr", {"base_lr": 0.01}),
     ],
 )
 def test_which_losses_stall_decides_the_remedy(recon, pred, remedy, changes):

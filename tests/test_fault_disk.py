@@ -118,5 +118,7 @@ def test_a_full_disk_under_the_frame_store_names_the_setting_that_moves_it(tmp_p
             assert "No space left on device" in running.printed
             assert "data.store_dir" in running.printed
         filler.unlink()
-        with driver(spec, tmp_path / "results", "--dry-run", env={"TACTILE_SWEEP_STORE": str(small)}) as running:
+        with driver(
+            spec, tmp_path / "results", "--dry-run", "--no-measure", env={"TACTILE_SWEEP_STORE": str(small)}
+        ) as running:
             assert running.ended(END_S) == 0, running.printed

@@ -56,7 +56,7 @@ def test_the_gpu_spec_passes_a_dry_run_and_says_what_only_a_gpu_can_tell(
 ) -> None:
     edits = options(f"trainer.data.root={data / 'frames'}", "project=touch", "trainer.data.clips_per_epoch=null")
     smaller = options("trainer.batch_size=8", "trainer.accum_iter=1")  # the stand-in has 20 training clips
-    assert main([str(GPU), *edits, *smaller, "--results", str(tmp_path / "results"), "--dry-run"]) == 0
+    assert main([str(GPU), *edits, *smaller, "--results", str(tmp_path / "results"), "--dry-run", "--no-measure"]) == 0
     printed = capsys.readouterr().out
     assert "224 x 224" in printed
     assert "nothing was started" in printed
@@ -70,7 +70,7 @@ def test_the_cluster_spec_passes_a_dry_run_on_a_machine_without_gpu_and_network(
 ) -> None:
     edits = options(f"trainer.data.parts={parts(data)}", "project=touch")
     smaller = options("trainer.data.clips_per_epoch=512")
-    arguments = [str(CLUSTER), *edits, *smaller, "--results", str(tmp_path / "results"), "--dry-run"]
+    arguments = [str(CLUSTER), *edits, *smaller, "--results", str(tmp_path / "results"), "--dry-run", "--no-measure"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "8 at a time" in printed
@@ -88,7 +88,7 @@ def test_the_cluster_spec_passes_a_dry_run_on_a_machine_without_gpu_and_network(
 def test_a_spec_that_was_not_edited_names_the_folder_that_is_missing(
     spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(spec), "--results", str(tmp_path / "results"), "--dry-run"]) == 2
+    assert main([str(spec), "--results", str(tmp_path / "results"), "--dry-run", "--no-measure"]) == 2
     error = capsys.readouterr().err
     assert "/data/tactile/" in error
     assert "does not exist" in error

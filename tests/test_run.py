@@ -181,7 +181,12 @@ def test_resources_that_only_ray_knows_to_be_missing_leave_the_folder_free(tmp_p
     done = sweep(spec, tmp_path / "results")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "a trial asks for 1 CPU and 8 GPU" in done.stderr
-    assert main([str(spec), "--results", str(tmp_path / "results"), "--set", "resources.gpu=0", "--dry-run"]) == 0
+    assert (
+        main(
+            [str(spec), "--results", str(tmp_path / "results"), "--set", "resources.gpu=0", "--dry-run", "--no-measure"]
+        )
+        == 0
+    )
 
 
 @slow
@@ -275,7 +280,7 @@ def test_a_missing_spec_names_those_that_are_there(tmp_path: Path, capsys: pytes
 
 def test_set_reaches_any_key_and_its_faults_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = write_spec(tmp_path)
-    results = ["--results", str(tmp_path / "results"), "--dry-run"]
+    results = ["--results", str(tmp_path / "results"), "--dry-run", "--no-measure"]
     options = ["--set", "run_cap=2", "--set", "trainer.data.eval_clips=4", "--set", "parameters.alpha.max=0.8"]
     assert main([str(spec), *results, *options]) == 0
     printed = capsys.readouterr().out
@@ -287,7 +292,7 @@ def test_set_reaches_any_key_and_its_faults_are_named(tmp_path: Path, capsys: py
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(write_spec(tmp_path)), "--results", str(tmp_path / "results"), "--dry-run"]) == 0
+    assert main([str(write_spec(tmp_path)), "--results", str(tmp_path / "results"), "--dry-run", "--no-measure"]) == 0
     printed = capsys.readouterr().out
     assert "3 epochs of 6 updates" in printed
     assert "nothing was started" in printed

@@ -87,7 +87,9 @@ def test_only_the_modules_of_that_name_know_wandb():
     assert [path for path in importers("wandb") if not path.startswith("sweep/wandb_")] == []
 
 
-@pytest.mark.parametrize("command", ["run", "agent", "agents", "single", "sync", "import_wandb", "doctor.__main__"])
+@pytest.mark.parametrize(
+    "command", ["run", "agent", "agents", "single", "sync", "import_wandb", "doctor.__main__", "board"]
+)
 def test_wandb_is_imported_when_it_is_used(command):
     assert loaded_by(f"sweep.{command}", "wandb") == []
 

@@ -27,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m model.data.verify",
         description="Compare every frame of the frame stores in a folder with its checksum.",
-        epilog="exit code: 0 all whole, 1 one is damaged, 2 bad input",
+        epilog="example: python -m model.data.verify /data/stores --repair. Exit code: 0 all whole, 1 one is damaged, "
+        "2 bad input",
     )
     result.add_argument(
         "root",

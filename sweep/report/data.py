@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,11 @@ from model.errors import UserError
 from model.sinks import Row, read_csv
 from sweep.conclusion import Conclusion
 from sweep.front import front_of
+from sweep.report.lenient import read_spec, read_table
+from sweep.report.rows import sampled_rows
 from sweep.results import RUNS, ResultsFolder, equal_weights
-from sweep.spec import SweepSpec, load_spec
+from sweep.space import Choice
+from sweep.spec import SweepSpec
 from sweep.study import Outcome, Record, best
 
 T = TypeVar("T")
@@ -78,26 +80,27 @@ class SweepResults:
         sign = 1.0 if self.spec.metric.goal == "minimize" else -1.0
         return record.value is None, sign * (record.value or 0.0), record.number
 
-    def batches(self, trial: TrialResult) -> Sequence[Row]:
-        """The trial's rows per gradient update."""
-        return _attempt(read_csv, self.folder / "trials" / trial.name / "batch.csv", self.notes) or []
+    def batches(self, trial: TrialResult, most: int | None = None) -> Sequence[Row]:
+        """The trial's rows per gradient update; at most `most` (2 or more) of them, evenly spread, with both ends."""
+        path = self.folder / "trials" / trial.name / "batch.csv"
+        return _attempt(read_csv if most is None else lambda path: sampled_rows(path, most), path, self.notes) or []
 
     def _of(self, record: Record | None) -> TrialResult | None:
         return next((trial for trial in self.trials if trial.record is record), None)
 
 
 def load_results(folder: Path) -> SweepResults:
-    """Read a results folder. Raises UserError where it is none, or where spec.yaml or trials.csv cannot be used."""
-    if not (folder / "spec.yaml").is_file():
+    """Read a results folder; what is damaged or of another version is noted. Raises UserError where it is none."""
+    notes: list[str] = []
+    rows = read_table(folder / "trials.csv", notes)
+    if not rows and not (folder / "spec.yaml").is_file():
         what = "holds no sweep (it has no spec.yaml)" if folder.is_dir() else "is no folder"
         raise UserError(
             f"results: {folder} {what}; give the results folder of a sweep, such as results/alpha_beta. "
             "python -m sweep.run SPEC makes one"
         )
-    spec = load_spec(folder / "spec.yaml")
-    notes: list[str] = []
+    spec = read_spec(folder / "spec.yaml", rows, notes)
     provenance = _attempt(lambda path: ResultsFolder(path).provenance(), folder, notes) or {}
-    rows = _table(folder / "trials.csv")
     for path in (folder / "trials").glob("*"):
         if path.is_dir() and path.name.isdecimal():  # a trial enters the table when it ends
             rows.setdefault(path.name, {"trial": path.name, "state": Outcome.RUNNING})
@@ -124,43 +127,35 @@ def _trial(row: Mapping[str, Any], folder: Path, spec: SweepSpec, notes: list[st
     record = Record(
         number=int(row["trial"]),
         trial=row["trial"],
-        values={name: row[name] for name in spec.space.parameters if name in row},
+        values={name: _value(spec, name, row[name]) for name in spec.space.parameters if name in row},
         preset=row.get("preset"),
         outcome=outcome,
         # a diverged trial has no value, however good it was before
         value=None if outcome is Outcome.DIVERGED else metrics.get(spec.metric.name),
-        epochs=len(epochs) or int(row.get("epochs_done", 0)),
+        epochs=len(epochs) or _count(row.get("epochs_done")),
         reason=row.get("reason"),
         objectives=tuple(metrics[metric.name] for metric in spec.objectives if metric.name in metrics),
+        seconds=_seconds(row),
     )
     return TrialResult(row["trial"], record, metrics, epochs)
 
 
-def _table(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of trials.csv by trial: numbers as numbers, empty cells absent. Raises UserError where it is damaged."""
-    rows = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for cells in csv.DictReader(file):
-                row = {key: _parse(key, cell) for key, cell in cells.items() if cell}
-                int(row["trial"]), Outcome(row["state"]), int(row.get("epochs_done", 0))
-                rows[row["trial"]] = row
-    except FileNotFoundError:
-        return {}  # no trial has ended yet
-    except (OSError, csv.Error, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); run the sweep with --resume, which writes it anew") from None
-    return rows
-
-
-def _parse(column: str, cell: str) -> Any:
-    """A number where the cell is one, in columns that may hold numbers."""
-    if column not in ("trial", "state", "reason", "preset"):
-        for kind in (int, float):
-            try:
-                return kind(cell)
-            except ValueError:
-                continue
+def _value(spec: SweepSpec, name: str, cell: Any) -> Any:
+    """A cell of a searched parameter; a choice as the spec has it (true, a list), where the cell is one."""
+    parameter = spec.space.parameters[name]
+    if isinstance(parameter, Choice):
+        return next((value for value in parameter.values if value == cell or str(value) == str(cell)), cell)
     return cell
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    """What workers spent on a trial; where that is not told, as of one that was run alone, its time in training."""
+    told = (row.get(name) for name in ("seconds", "summary/total_time_seconds"))
+    return next((float(x) for x in told if isinstance(x, int | float) and 0 <= x < math.inf), 0.0)
+
+
+def _count(cell: Any) -> int:
+    return int(cell) if isinstance(cell, int | float) and math.isfinite(cell) else 0
 
 
 def _attempt(read: Callable[[Path], T], path: Path, notes: list[str]) -> T | None:

@@ -1,0 +1,151 @@
+"""What the diagnosis is of: a run's folder, W&B's files of a run, or a CSV file that W&B's page exported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.config import TrainConfig
+from model.configfile import load_yaml, validated
+from model.errors import ConfigError, DataError, UserError
+from model.sinks import Row, read_csv
+from sweep.diagnosis import Finding, diagnose
+
+STEP_COLUMN = {"epoch.csv": "epoch", "batch.csv": "batch/epoch"}  # which epoch a row belongs to
+CONFIG = "config.yaml"
+
+
+class NoRowsError(DataError):
+    """Nothing was trained yet."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The rows of a run.
+
+    Attributes:
+        name: how it is called: its folder, or W&B's name of it.
+        config: what it was trained with; None where that is not known.
+        record: the file that `config` is from; None where it is none.
+        notes: what was concluded of its rows, or is missing.
+    """
+
+    name: str
+    epochs: Sequence[Row]
+    batches: Sequence[Row]
+    config: TrainConfig | None = None
+    record: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    def findings(self) -> list[Finding]:
+        """What the rules see in it."""
+        return diagnose(self.epochs, self.batches, self.config)
+
+
+def read_runs(path: Path) -> list[Run]:
+    """The run, or the runs, that `path` holds: one, but for a CSV file of several.
+
+    Raises NoRowsError where nothing was trained yet, UserError where it is none of these or damaged.
+    """
+    if path.is_file():
+        if path.name in STEP_COLUMN:
+            return [load_run(path.parent)]
+        if path.suffix == ".wandb":
+            return [_recorded(path)]
+        if path.suffix.lower() == ".csv":
+            return _exported(path)
+        raise ConfigError(f"{path}: is no CSV and no .wandb file; {WHAT_TO_GIVE}")
+    if not path.is_dir():
+        raise ConfigError(f"{path}: is no folder and no file; {WHAT_TO_GIVE}")
+    if any((path / name).exists() for name in STEP_COLUMN):
+        return [load_run(path)]
+    parts = sorted(path.glob("run-*.wandb")) or sorted(path.glob("*run-*/run-*.wandb"))
+    runs = sorted({part.name for part in parts})
+    if len(runs) == 1:
+        return [_recorded(parts[-1])]
+    if runs:
+        raise ConfigError(f"{path}: holds W&B's files of {len(runs)} runs; give the folder of one: {parts[0].parent}")
+    return [load_run(path)]
+
+
+WHAT_TO_GIVE = (
+    "give the folder of a trial, such as results/alpha_beta/trials/0003, the --out folder of model.train, a sweep's "
+    "results folder, a W&B run's folder (offline-run-*), or a CSV file exported from W&B"
+)
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run's folder. Raises NoRowsError where it holds no rows, UserError where a file of it is damaged."""
+    epochs, batches = (_rows(folder / name) for name in ("epoch.csv", "batch.csv"))
+    if not epochs and not batches:
+        raise NoRowsError(
+            f"{folder}: epoch.csv and batch.csv are missing or hold no row; nothing was trained yet. {WHAT_TO_GIVE}"
+        )
+    path = folder / CONFIG
+    if not path.exists():
+        return Run(str(folder), epochs, batches, notes=(f"without {CONFIG}, no new learning rate can be given",))
+    return Run(str(folder), epochs, batches, validated(TrainConfig, load_yaml(path), str(path)), path)
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    try:
+        rows = read_csv(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    column = STEP_COLUMN[path.name]
+    for number, row in enumerate(rows, start=2):
+        steps = {column: row.get(column, math.nan)} | {name: row[name] for name in STEP_COLUMN.values() if name in row}
+        for name, step in steps.items():
+            if not float(step).is_integer():
+                raise DataError(f"{path}: line {number} does not tell its epoch; the column {name!r} must hold it")
+    return rows
+
+
+def _recorded(file: Path) -> Run:
+    from sweep.imported import follows, history_of, is_ours, known_fields
+    from sweep.wandb_files import UNREADABLE, recorded_run
+
+    run = recorded_run(file)
+    if run.state == UNREADABLE:
+        raise DataError(f"{file}: cannot be read: it is damaged, or no file of W&B's")
+    items, lost = run.read_rows()
+    history = history_of(items)
+    if not history.batch and not history.epoch:
+        raise NoRowsError(f"{file}: holds no row with metrics of ours (such as batch/loss_total); nothing was logged")
+    notes = [lost] if lost is not None else []
+    config = None
+    if is_ours(run.config):
+        content = _nested(known_fields(run.config)[0])
+        if follows(content):
+            content["beta"] = None
+        try:
+            config = validated(TrainConfig, content, f"{file}: its config")
+        except UserError as error:
+            notes.append(f"{' '.join(str(error).split())}; no new learning rate can be given")
+    else:
+        notes.append("its config is not that of a trial of ours, so no new learning rate can be given")
+    return Run(f"{run.name} ({file.parent})", history.epoch, history.batch, config, notes=tuple(notes))
+
+
+def _nested(fields: dict[str, object]) -> dict[str, object]:
+    content: dict[str, object] = {}
+    for name, value in fields.items():
+        *parents, last = name.split(".")
+        place = content
+        for parent in parents:
+            inner = place.setdefault(parent, {})
+            assert isinstance(inner, dict)
+            place = inner
+        place[last] = value
+    return content
+
+
+def _exported(path: Path) -> list[Run]:
+    from sweep.diagnosis_csv import read_exported
+
+    return [
+        Run(each.name or str(path), each.history.epoch, each.history.batch, notes=tuple(each.notes))
+        for each in read_exported(path)
+    ]

@@ -1,0 +1,110 @@
+"""What Ray and its workers print: in RESULTS/logs, and on the terminal only with --verbose."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweep.logs import Logs
+from tests.test_run import LIMIT_S, command, write_spec
+
+# of every Python process: Ray's workers say something, by both streams, when they take their first trial
+SITE = """
+import sys
+def say(event, arguments):
+    if event == "import" and arguments[0] == "sweep.trial":
+        print("NOISE of a worker")
+        print("NOISE of a worker, to stderr", file=sys.stderr)
+if any("default_worker" in word for word in sys.orig_argv):
+    sys.addaudithook(say)
+"""
+# a driver in which a C++ library, Ray's logger and the driver itself say something
+DRIVER = """
+import logging, os, sys
+from pathlib import Path
+from sweep.logs import kept
+
+logger = logging.getLogger("ray.tune")
+logger.addHandler(logging.StreamHandler())
+for session in ("first", "second"):
+    with kept(Path(sys.argv[1]), verbose=len(sys.argv) > 2) as logs:
+        logs.follow(None)
+        os.write(2, f"NOISE of C++, {session}\\n".encode())
+        logger.error(f"NOISE of a logger, {session}")
+        print(f"our own word, {session}", file=sys.stderr)
+logger.error("a logger afterwards")
+os.write(2, b"C++ afterwards\\n")
+"""
+
+
+def drive(results: Path, *options: str) -> str:
+    arguments = [sys.executable, "-c", DRIVER, str(results), *options]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_what_libraries_of_the_driver_print_is_in_a_file_and_our_own_words_come_through(tmp_path: Path) -> None:
+    lines = drive(tmp_path).splitlines()
+    assert lines == ["our own word, first", "our own word, second", "a logger afterwards", "C++ afterwards"]
+    kept = (tmp_path / "logs/driver.log").read_text().splitlines()
+    assert kept == [f"NOISE of {who}, {session}" for session in ("first", "second") for who in ("C++", "a logger")]
+
+
+def test_verbose_lets_all_of_it_through(tmp_path: Path) -> None:
+    assert drive(tmp_path, "verbose").count("NOISE") == 4
+    assert not (tmp_path / "logs/driver.log").exists()
+
+
+def test_a_folder_that_takes_no_logs_fails_nothing(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    assert drive(tmp_path).count("our own word") == 2
+
+
+def test_rays_logs_are_a_link_while_it_runs_and_copies_of_their_ends_afterwards(tmp_path: Path) -> None:
+    theirs = tmp_path / "session/logs"
+    theirs.mkdir(parents=True)
+    (theirs / "worker-1.out").write_text("printed\n")
+    (theirs / "worker-2.out").write_text("")
+    (theirs / "raylet.out").write_bytes(b"old" + bytes(1_000_000))
+    (theirs / "debug_state.txt").write_text("long")
+    logs = Logs(tmp_path / "results")
+    logs.follow(theirs)
+    assert (tmp_path / "results/logs/ray/worker-1.out").read_text() == "printed\n"
+    logs.keep()
+    (copies,) = (tmp_path / "results/logs").iterdir()
+    assert not copies.is_symlink()
+    assert {file.name: file.stat().st_size for file in copies.iterdir()} == {"worker-1.out": 8, "raylet.out": 1_000_000}
+
+
+def test_the_link_of_a_driver_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    for name in ("gone", "here"):
+        logs = Logs(tmp_path)
+        logs.follow(tmp_path / name)
+    assert (tmp_path / "logs/ray").readlink() == tmp_path / "here"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_a_worker_prints_is_on_the_terminal_only_with_verbose(tmp_path: Path, verbose: bool) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(SITE)
+    spec = write_spec(tmp_path, run_cap=1, search={"startup_trials": 1})
+    options = [*(["--verbose"] if verbose else []), "--set", "trainer.epochs=1"]
+    done = subprocess.run(
+        command(spec, tmp_path / "results", *options),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("NOISE" in done.stdout + done.stderr) == verbose
+    kept = "".join(file.read_text() for file in (tmp_path / "results/logs").glob("ray-*/worker-*"))
+    assert "NOISE of a worker\n" in kept
+    assert "NOISE of a worker, to stderr\n" in kept
