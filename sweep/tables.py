@@ -20,8 +20,7 @@ from model.errors import UserError
 from model.metrics import BATCH_NAMES, EPOCH_COLUMNS
 from model.sinks import sound_rows
 from sweep.outcome import Outcome
-from sweep.report.data import SweepResults, TrialResult
-from sweep.report.data import load_results as read_results
+from sweep.report.data import SweepResults, TrialResult, read_results
 from sweep.report.lenient import parse_cell, read_table
 from sweep.results import ResultsFolder
 

@@ -13,7 +13,7 @@ from specs import make
 
 from model.metrics import Level
 from model.sinks import CsvSink, Event
-from sweep.report.data import load_results
+from sweep.report.data import read_results
 from sweep.report.page import write_page, write_report
 from sweep.results import ResultsFolder
 from sweep.spec import SweepSpec
@@ -128,4 +128,4 @@ def report(folder: Path) -> Page:
 
 def told(folder: Path) -> str:
     """The page's words; its figures, which take most of the time, are left out."""
-    return Page(write_page(load_results(folder), {})).words
+    return Page(write_page(read_results(folder), {})).words

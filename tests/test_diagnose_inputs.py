@@ -249,10 +249,8 @@ QUICK = {
 )
 def test_the_exit_code_of_the_quick_test_script_is_its_verdict(tmp_path, changes, code, said):
     options = [word for key, value in (QUICK | changes).items() for word in ("--set", f"{key}={value}")]
-    script = shutil.copy(ROOT / "scripts" / "train_joint_test.sh", tmp_path)
-    (tmp_path / "_env.sh").write_text(
-        f"root={ROOT}; answer_help() {{ :; }}; prepare_env() {{ :; }}"
-    )  # installs nothing
+    script = shutil.copy(ROOT / "scripts" / "train_joint_test.sh", tmp_path)  # beside an _env.sh that installs nothing
+    (tmp_path / "_env.sh").write_text(f"root={ROOT}; answer_help() {{ :; }}; prepare_env() {{ :; }}")
     places = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = [str(script), "--out", "run", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | places)

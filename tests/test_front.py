@@ -18,7 +18,7 @@ from sweep.front import front_of
 from sweep.outcome import Outcome
 from sweep.plan import first_trials
 from sweep.report.answer import answer
-from sweep.report.data import load_results
+from sweep.report.data import read_results
 from sweep.results import ResultsFolder
 from sweep.run import run
 from sweep.spec import SweepSpec
@@ -69,12 +69,12 @@ def test_a_sweep_of_two_metrics_and_a_sweep_that_starts_from_it(tmp_path: Path) 
     assert "Pareto front: " in shown
     with (earlier / "pareto.csv").open() as file:
         names = [row["trial"] for row in csv.DictReader(file)]
-    assert names == [trial.name for trial in load_results(earlier).front]
+    assert names == [trial.name for trial in read_results(earlier).front]
     assert names
     for name in names:
         TrainConfig.model_validate(yaml.safe_load((earlier / f"pareto/{name}.yaml").read_text()))
     assert not (earlier / "best.yaml").exists()
-    assert "no trial is the best" in answer(load_results(earlier))
+    assert "no trial is the best" in answer(read_results(earlier))
     assert "Pareto front" in (earlier / "report.html").read_text()
 
     content = tiny_content(search={**search, "warm_start": str(earlier)}, run_cap=3)

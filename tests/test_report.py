@@ -28,7 +28,7 @@ from reporting import (
 from specs import ALPHA, make
 
 from sweep.report.__main__ import main
-from sweep.report.data import load_results
+from sweep.report.data import read_results
 from sweep.report.figures import MAX_POINTS, number, thin
 from sweep.report.page import MAX_ROWS, write_report
 
@@ -110,7 +110,7 @@ def test_trial_that_is_not_in_the_table_yet_is_shown_as_not_ended(tmp_path):
     folder = sweep_folder(tmp_path / "r", Ending(COMPLETE, (0.5,)), Ending(RUNNING, (0.9,)))
     rows = (folder / "trials.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "trials.csv").write_text("".join(rows[:2]), encoding="utf-8")
-    trial = load_results(folder).trials[1]
+    trial = read_results(folder).trials[1]
     assert (trial.name, trial.record.outcome, trial.record.value) == ("0001", RUNNING, 0.9)
     assert "1 not ended" in told(folder)
 
@@ -118,7 +118,7 @@ def test_trial_that_is_not_in_the_table_yet_is_shown_as_not_ended(tmp_path):
 def test_diverged_trial_has_no_value_however_good_it_was_before(tmp_path):
     endings = [Ending(COMPLETE, (0.5,)), Ending(DIVERGED, (0.1, math.nan), "loss is NaN")]
     folder = sweep_folder(tmp_path / "r", *endings)
-    assert load_results(folder).trials[1].record.value is None
+    assert read_results(folder).trials[1].record.value is None
     page = report(folder)
     assert "loss is NaN" in page.words
     assert page.plots["objective/value / trial"][0]["without a value"]["x"] == [1]
@@ -139,7 +139,7 @@ def test_half_written_csv_gives_its_whole_rows(tmp_path):
         path = folder / "trials" / "0000" / name
         path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     page = report(folder)
-    trial = load_results(folder).trials[0]
+    trial = read_results(folder).trials[0]
     assert (trial.record.epochs, trial.record.value) == (1, 0.9)
     assert (
         len(page.plots["batch/loss_total / update (batch/iteration)"][0]["0000 equal-weights"]["x"]) == 2 * UPDATES - 1

@@ -13,7 +13,7 @@ from sweep.candidates import pick
 from sweep.conclusion import conclude
 from sweep.findings import write_conclusion
 from sweep.report.answer import answer
-from sweep.report.data import load_results
+from sweep.report.data import read_results
 from sweep.results import ResultsFolder
 from sweep.study import Outcome, Record
 
@@ -21,7 +21,7 @@ SEEDS = (1, 2, 3)
 
 
 def told(folder: Path) -> str:
-    return answer(load_results(folder))
+    return answer(read_results(folder))
 
 
 def confirmed(folder: Path, *values: tuple[float | None, ...], done: int = 3, **content: Any) -> str:
@@ -33,7 +33,7 @@ def confirmed(folder: Path, *values: tuple[float | None, ...], done: int = 3, **
     """
     spec = make(confirm={"top_k": 1, "seeds": SEEDS}, **content)
     made = sweep_folder(folder, *(Ending(COMPLETE, (value,)) for value in (0.9, 0.8, 0.7)), spec=spec)
-    results = load_results(made)
+    results = read_results(made)
     candidates = pick(spec, [trial.record for trial in results.trials])
     records = [
         Record(

@@ -28,7 +28,7 @@ from sweep.report.base import MAX_TRIALS, Figure, thin
 from sweep.report.cost import cost_of, duration, wall_seconds
 from sweep.report.cost_figures import cost_figure
 from sweep.report.curve_figures import MAX_OTHERS, OTHER_POINTS, core_triangle, reference_loss
-from sweep.report.data import SweepResults, TrialResult, load_results
+from sweep.report.data import SweepResults, TrialResult, read_results
 from sweep.report.figures import figures
 from sweep.report.importance_figures import importance_figure, importances
 from sweep.report.parameter_figures import contour_figures, parallel_figure, slice_figure, smoothed
@@ -313,9 +313,9 @@ def test_choices_read_from_a_table_are_those_of_the_spec(tmp_path):
     spec = make(parameters={"data.hflip": {"values": [0.0, 0.5]}, "compile": {"values": [True, False]}})
     folder = past_sweep(tmp_path / "r", spec, Past({"data.hflip": 0.5, "compile": True}, epochs=1))
     (folder / "trials.csv").write_text("trial,state,data.hflip,compile\n0000,complete,0.5,True\n", encoding="utf-8")
-    (trial,) = load_results(folder).trials
+    (trial,) = read_results(folder).trials
     assert trial.record.values == {"data.hflip": 0.5, "compile": True}
-    assert len(as_study(load_results(folder)).trials) == 1
+    assert len(as_study(read_results(folder)).trials) == 1
 
 
 # --- objective ---
@@ -501,7 +501,7 @@ def told_of(folder: Path, spec: SweepSpec, *trials: Past) -> SweepResults:
         table.writeheader()
         for number, trial in enumerate(trials):
             table.writerow({"trial": f"{number:04d}", "state": trial.state.value, **trial.values})
-    return load_results(folder)
+    return read_results(folder)
 
 
 def whole(results: SweepResults) -> dict[str, list[Figure]]:

@@ -11,7 +11,7 @@ from reporting import COMPLETE, PRUNED, Ending, report, sweep_folder, told
 from specs import make
 
 from model.errors import UserError
-from sweep.report.data import load_results
+from sweep.report.data import read_results
 from sweep.report.page import write_report
 
 ENDINGS = [Ending(COMPLETE, (2.0, 1.0)), Ending(COMPLETE, (0.8, 0.75)), Ending(PRUNED, (0.5,), "stopped early")]
@@ -127,7 +127,7 @@ def test_confirmation_of_another_version_is_named_and_the_search_reported(tmp_pa
 
 
 def test_spec_that_fits_is_read_without_a_note(tmp_path):
-    results = load_results(sweep_folder(tmp_path / "r", *ENDINGS))
+    results = read_results(sweep_folder(tmp_path / "r", *ENDINGS))
     assert results.notes == []
 
 

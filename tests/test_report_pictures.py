@@ -12,7 +12,7 @@ from reporting import COMPLETE, PRUNED, Ending, sweep_folder, told
 
 from model.config import TrainConfig
 from sweep.report.__main__ import main
-from sweep.report.data import load_results
+from sweep.report.data import read_results
 from sweep.report.pictures import LARGE, PICTURE, pictures
 from tests.tiny import tiny_config
 from tests.trained import checkpoint, trained
@@ -35,7 +35,7 @@ def leave_picture(folder: Path, trial: str, noise: bool = False) -> Path:
 def test_best_trial_and_equal_weights_are_shown_side_by_side(folder):
     leave_picture(folder, "0000")
     leave_picture(folder, "0001")
-    best, equal = pictures(load_results(folder))
+    best, equal = pictures(read_results(folder))
     assert (best.title, equal.title) == ("Trial 0001, best trial", "Trial 0000, equal weights")
     assert best.source.startswith("data:image/png;base64,")
     assert "Reconstructions" in told(folder)
@@ -43,7 +43,7 @@ def test_best_trial_and_equal_weights_are_shown_side_by_side(folder):
 
 def test_large_picture_is_packed_so_that_the_page_stays_small(folder):
     assert leave_picture(folder, "0001", noise=True).stat().st_size > LARGE
-    source = pictures(load_results(folder))[0].source
+    source = pictures(read_results(folder))[0].source
     assert source.startswith("data:image/webp;base64,")
     assert len(source) < (folder / "trials" / "0001" / PICTURE).stat().st_size / 2
 
@@ -51,25 +51,25 @@ def test_large_picture_is_packed_so_that_the_page_stays_small(folder):
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00\x00"])
 def test_damaged_picture_is_a_sentence(folder, content):
     leave_picture(folder, "0001").write_bytes(content)
-    picture = pictures(load_results(folder))[0]
+    picture = pictures(read_results(folder))[0]
     assert picture.source == ""
     assert "cannot be shown" in picture.text
 
 
 def test_without_picture_and_checkpoint_a_sentence_says_so(folder):
-    assert "there is no checkpoint either" in pictures(load_results(folder))[0].text
+    assert "there is no checkpoint either" in pictures(read_results(folder))[0].text
 
 
 def test_without_a_best_trial_there_is_no_section(tmp_path):
     folder = sweep_folder(tmp_path / "r", Ending(PRUNED, (0.9,)))
-    assert pictures(load_results(folder)) == []
+    assert pictures(read_results(folder)) == []
     assert "Reconstructions" not in told(folder)
 
 
 def test_missing_picture_is_drawn_from_the_checkpoint_once(folder, capsys):
     run = trained(TrainConfig.model_validate(tiny_config().model_dump() | {"pictures": 0}))
     checkpoint(run, folder / "trials" / "0001" / "checkpoint" / "last.pt")
-    assert "makes one from its checkpoint" in pictures(load_results(folder))[0].text
+    assert "makes one from its checkpoint" in pictures(read_results(folder))[0].text
     assert main([str(folder)]) == 0
     assert "drawing reconstructions of trial 0001 from its checkpoint" in capsys.readouterr().err
     drawn = folder / "pictures" / "0001.png"

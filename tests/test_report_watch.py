@@ -18,7 +18,7 @@ from reporting import COMPLETE, RUNNING, Ending, sweep_folder
 from specs import make
 
 from sweep.report.__main__ import main
-from sweep.report.data import load_results
+from sweep.report.data import read_results
 from sweep.report.watch import ended, signature, watch
 
 LIMIT_S = 120
@@ -52,14 +52,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_sweep_whose_driver_is_gone_has_ended_and_one_whose_driver_lives_has_not(tmp_path):
     folder = sweep_folder(tmp_path / "r", Ending(RUNNING, (0.9,)))
     with driver() as pid:
-        assert not ended(load_results(session(folder, pid)))
-    assert ended(load_results(session(folder, pid)))
+        assert not ended(read_results(session(folder, pid)))
+    assert ended(read_results(session(folder, pid)))
 
 
 def test_younger_process_with_the_number_of_the_driver_is_another_one(tmp_path):
     folder = sweep_folder(tmp_path / "r", Ending(RUNNING, (0.9,)))
     with driver() as pid:
-        assert ended(load_results(session(folder, pid, before_s=HOUR_S)))
+        assert ended(read_results(session(folder, pid, before_s=HOUR_S)))
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_younger_process_with_the_number_of_the_driver_is_another_one(tmp_path):
 def test_sweep_of_another_machine_has_ended_when_all_its_trials_have(tmp_path, outcomes, planned, expected):
     endings = [Ending(outcome, (0.9,)) for outcome in outcomes]
     folder = sweep_folder(tmp_path / "r", *endings, spec=make(run_cap=planned))
-    assert ended(load_results(session(folder, os.getpid(), host="elsewhere"))) is expected
+    assert ended(read_results(session(folder, os.getpid(), host="elsewhere"))) is expected
 
 
 def test_sweep_of_another_machine_that_is_to_be_confirmed_has_not_ended_before_that(tmp_path):
     spec = make(run_cap=1, confirm={"top_k": 1, "seeds": [1, 2]})
     folder = sweep_folder(tmp_path / "r", Ending(COMPLETE, (0.9,)), spec=spec)
-    assert not ended(load_results(session(folder, os.getpid(), host="elsewhere")))
+    assert not ended(read_results(session(folder, os.getpid(), host="elsewhere")))
 
 
 def test_report_that_is_written_is_no_change_and_a_new_row_is_one(tmp_path):

@@ -21,7 +21,7 @@ from model.metrics import BATCH_NAMES, EPOCH_COLUMNS
 from model.sinks import read_csv
 from sweep import load_results
 from sweep.outcome import Outcome
-from sweep.report.data import load_results as read_results
+from sweep.report.data import read_results
 
 ALPHA = {"alpha": 0.5, "base_lr": 0.03}
 TRIALS = (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from sweep.report.data import load_results
+from sweep.report.data import read_results
 from sweep.report.page import drawn_sections, write_page
 from sweep.report.pictures import draw_missing
 from sweep.report.pngs import FOLDER, write_pngs
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _write(folder: Path, png: bool) -> None:
     """The page, once more with the pictures that can be drawn only now, and the images."""
-    results = load_results(folder)
+    results = read_results(folder)
     drawn = drawn_sections(results)
     print(write_page(results, drawn), flush=True)
     lines = 0

@@ -1,6 +1,6 @@
 """What a sweep has cost: the workers' time, cores and accelerators, and energy where it was measured.
 
-cost = cost_of(load_results(Path("results/alpha_beta")))
+cost = cost_of(read_results(Path("results/alpha_beta")))
 cost.total.seconds, cost.saved_s, cost.sentences()
 """
 

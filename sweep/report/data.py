@@ -89,7 +89,7 @@ class SweepResults:
         return next((trial for trial in self.trials if trial.record is record), None)
 
 
-def load_results(folder: Path) -> SweepResults:
+def read_results(folder: Path) -> SweepResults:
     """Read a results folder; what is damaged or of another version is noted. Raises UserError where it is none."""
     notes: list[str] = []
     rows = read_table(folder / "trials.csv", notes)

@@ -16,7 +16,7 @@ from model.metrics import OBJECTIVE_NAMES
 from model.sinks import write_text
 from sweep.report.answer import SKILLS, answer
 from sweep.report.base import Figure
-from sweep.report.data import SweepResults, load_results
+from sweep.report.data import SweepResults, read_results
 from sweep.report.figures import MARKS, confirmation_figure, figures, number, state_name
 from sweep.report.health import Health, health
 from sweep.report.pictures import pictures
@@ -40,8 +40,8 @@ class Section:
 
 
 def write_report(folder: Path, live_s: float | None = None) -> Path:
-    """Write report.html into a results folder; returns its path. Raises UserError as `load_results` does."""
-    results = load_results(folder)
+    """Write report.html into a results folder; returns its path. Raises UserError as `read_results` does."""
+    results = read_results(folder)
     return write_page(results, drawn_sections(results), live_s)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from sweep.family import runs_on
-from sweep.report.data import SweepResults, load_results
+from sweep.report.data import SweepResults, read_results
 from sweep.report.page import drawn_sections, write_page, write_report
 from sweep.study import Outcome
 
@@ -34,7 +34,7 @@ def watch(folder: Path, every_s: float, say: Callable[[str], None]) -> None:
         say: takes a line for each page.
 
     Raises:
-        UserError: as `load_results`.
+        UserError: as `read_results`.
     """
     seen: Signature | None = None
     said = ""
@@ -43,7 +43,7 @@ def watch(folder: Path, every_s: float, say: Callable[[str], None]) -> None:
             began = time.monotonic()
             there = signature(folder)
             if there != seen:
-                results = load_results(folder)
+                results = read_results(folder)
                 said = _write(results, every_s, say, said)
                 seen = there
             if ended(results):
