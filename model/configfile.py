@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -104,19 +105,24 @@ def validated(model: type[M], content: Any, where: str, prefix: str = "") -> M:
         raise ConfigError(f"{where}: a block contains itself (a YAML anchor that refers to its own block)") from None
 
 
-def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields of a config, nested ones included."""
+def field_paths(model: type[BaseModel], prefix: str = "", in_lists: bool = True) -> Iterator[str]:
+    """Dotted names of all fields of a config, nested ones included.
+
+    Args:
+        in_lists: also those of a list's items, which a dotted name cannot set.
+    """
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}"
-        for inner in _models_in(info.annotation):
-            yield from field_paths(inner, f"{prefix}{name}.")
+        for inner in _models_in(info.annotation, in_lists):
+            yield from field_paths(inner, f"{prefix}{name}.", in_lists)
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: Any, in_lists: bool) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
+    if in_lists or get_origin(annotation) in (Union, UnionType, Annotated):
+        for argument in get_args(annotation):
+            yield from _models_in(argument, in_lists)
 
 
 def _explain(fault: dict[str, Any], model: type[BaseModel], content: Any, prefix: str) -> str:

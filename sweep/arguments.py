@@ -121,7 +121,7 @@ def _kinds(annotation: Any) -> Iterator[Any]:
         yield origin or annotation
 
 
-_KNOWN = tuple(sorted(field_paths(TrainConfig)))
+_KNOWN = tuple(sorted(field_paths(TrainConfig, in_lists=False)))
 _TEXTS = frozenset(_text_fields(TrainConfig))
 
 

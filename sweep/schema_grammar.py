@@ -109,29 +109,25 @@ def parameters_schema(model: type[BaseModel]) -> dict[str, Schema]:
 
 def values_of_parameters(model: type[BaseModel]) -> dict[str, Schema]:
     """What a value of each parameter must be, by its dotted name: a reference to its field in the definitions."""
-    owners = {path: _owner(model, path) for path in field_paths(model)}
+    owners = {path: _owner(model, path) for path in field_paths(model, in_lists=False)}
     return {
-        path: {"$ref": f"#/definitions/{owner.__name__}/properties/{field}"}
-        for path, (owner, field) in owners.items()
-        if owner is not None  # within a list: no parameter can name it
+        path: {"$ref": f"#/definitions/{owner.__name__}/properties/{field}"} for path, (owner, field) in owners.items()
     }
 
 
-def _owner(model: type[BaseModel], path: str) -> tuple[type[BaseModel] | None, str]:
-    """The config that a dotted name ends in, and its field there; None for a name that leads into a list."""
+def _owner(model: type[BaseModel], path: str) -> tuple[type[BaseModel], str]:
+    """The config that a dotted name ends in, and its field there."""
     *parents, last = path.split(".")
-    owner: type[BaseModel] | None = model
+    owner = model
     for parent in parents:
-        owner = _block(owner, parent)
+        block = _block(owner, parent)
+        assert block is not None, path
+        owner = block
     return owner, last
 
 
-def _block(model: type[BaseModel] | None, field: str) -> type[BaseModel] | None:
+def _block(model: type[BaseModel], field: str) -> type[BaseModel] | None:
     """The config that a field holds; None for a value, or a list."""
-    if model is None:
-        return None
     annotation = model.model_fields[field].annotation
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and not hasattr(annotation, "__origin__"):
-            return kind
-    return None
+    kinds = () if hasattr(annotation, "__origin__") else (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -148,7 +148,7 @@ class SweepSpec(Block):
     @field_validator("parameters")
     @classmethod
     def _names_of_training(cls, entries: dict[str, Entry]) -> dict[str, Entry]:
-        known = sorted(field_paths(TrainConfig))
+        known = sorted(field_paths(TrainConfig, in_lists=False))
         for name in entries:
             if name not in known:
                 raise ValueError(f"unknown parameter {name!r};{guess(name, known)} Known: {', '.join(known)}.")

@@ -88,6 +88,7 @@ BAD = {
     "empty parameters": "parameters: {}",
     "an unknown key": "run_caps: 3",
     "an unknown parameter": "parameters: {mask_ration: {min: 0.1, max: 0.9}}",
+    "a parameter within a list": "parameters: {data.parts.source: {values: [frames]}}",
     "an unknown nested parameter": "parameters: {data: {parameters: {stride: {values: [1]}}}}",
     "nested beside other keys": "parameters: {data: {parameters: {frame_stride: {values: [1]}}, min: 1}}",
     "a plain value": "parameters: {alpha: 0.5}",

@@ -114,7 +114,7 @@ def _cut(content: Any, location: Sequence[Any]) -> str | None:
 
 def tried(rows: Table) -> dict[str, Any]:
     """The parameters that trials.csv tells of, as entries of a spec: numbers as a range, anything else as choices."""
-    known = set(field_paths(TrainConfig))
+    known = set(field_paths(TrainConfig, in_lists=False))
     names = dict.fromkeys(name for row in rows.values() for name in row if name in known)
     entries: dict[str, Any] = {}
     for name in names:
