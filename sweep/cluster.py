@@ -62,11 +62,13 @@ class Cluster:
     Attributes:
         address: HOST:PORT of its head; None for a Ray of our own, which is this machine alone.
         logs: Ray's folder of logs on this machine.
+        job: Ray's id of this sweep there; None for a Ray of our own.
     """
 
     nodes: tuple[Node, ...]
     address: str | None
     logs: Path | None = None
+    job: str | None = None
 
     @property
     def summary(self) -> str:
@@ -116,7 +118,9 @@ def ray_cluster(verbose: bool = False) -> Iterator[Cluster]:
     _checked(given, ADDRESS)
     with _started_here(verbose) if given == LOCAL else _joined(given, verbose) as (address, logs):
         alive = [node for node in ray.nodes() if node["Alive"]]
-        yield Cluster(tuple(Node(n["NodeID"], _name(n), n["Resources"]) for n in alive), address, logs)
+        nodes = tuple(Node(n["NodeID"], _name(n), n["Resources"]) for n in alive)
+        job = None if address is None else ray.get_runtime_context().get_job_id()
+        yield Cluster(nodes, address, logs, job)
 
 
 @contextmanager

@@ -42,6 +42,12 @@ class Row(Block):
     verdict: Verdict
 
     @property
+    def said(self) -> str:
+        """The verdict for readers: while runs are to come, the lack of a difference says nothing."""
+        open_yet = any(run.outcome is Outcome.RUNNING for run in self.runs)
+        return "not yet known" if open_yet and self.verdict is Verdict.NO_DIFFERENCE else self.verdict
+
+    @property
     def diverged(self) -> int:
         """Runs that diverged."""
         return _diverged(self.runs)
@@ -184,7 +190,7 @@ def _chosen(rows: Sequence[Row], metric: MetricSettings) -> Row | None:
 def _answer(row: Row | None, metric: str, runs_left: int) -> str:
     if row is None or row.mean is None:
         if runs_left:
-            return "No config has a value yet."
+            return "No run of the confirmation has a value yet."
         return "No config can be recommended: each has a run that diverged or failed."
     params = ", ".join(f"{name} {_short(value)}" for name, value in row.params.items())
     seeds = f"{row.mean.n} seed{'s' if row.mean.n > 1 else ''}"

@@ -26,6 +26,7 @@ from sweep.diagnosis_input import NoRowsError, Run, load_run, read_runs
 from sweep.diagnosis_text import Judged, print_run, print_runs
 from sweep.diagnosis_verdict import verdict
 from sweep.limits import Rule, Severity
+from sweep.lines import open_console
 from sweep.sweep_diagnosis import DiagnosedTrial, fired_rules
 
 
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     input or diverged.
     """
     options = parser().parse_args(arguments)
-    console = Console(highlight=False)
+    console = open_console()
     path: Path = options.run.expanduser()
     try:
         if (path / "trials").is_dir():

@@ -201,6 +201,9 @@ def _ratio_unstable(run: _Run) -> Finding | None:
     return replace(found, remedy=remedy, changes=run.lr_changes(1 / LR_FACTOR))
 
 
+MADE_UP = "makes up for it already"  # of a remedy: the weights need no change
+
+
 def _ratio(run: _Run, rule: Rule, task: str, weight: str) -> Finding | None:
     """The ratio hardly depends on the weights: it calls for a change only while they do not make up for it."""
     found = _worst(rule, _recent(readings_of(run.epochs, "epoch/loss_ratio")))
@@ -208,7 +211,7 @@ def _ratio(run: _Run, rule: Rule, task: str, weight: str) -> Finding | None:
         return None
     share = next((value for _, value in reversed(readings_of(run.epochs, SHARE))), None)
     if share is not None and (share <= 0.5 if rule is Rule.RATIO_HIGH else share >= 0.5):
-        remedy = f"the {task} task is too easy; {weight} makes up for it already (static share {share:.0%})"
+        remedy = f"the {task} task is too easy; {weight} {MADE_UP} (static share {share:.0%})"
         return replace(found, remedy=remedy)
     return run.balanced(found, f"the {task} task is too easy: raise {weight}")
 

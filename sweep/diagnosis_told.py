@@ -17,7 +17,7 @@ def read_told(folder: Path) -> dict[Rule, Severity]:
         content = read_json(folder / TOLD)
     except (OSError, UserError):
         return {}
-    rules, severities = set(Rule), set(Severity)
+    rules, severities = list(Rule), list(Severity)  # lists: what stands there may not be hashable
     return {Rule(rule): Severity(told) for rule, told in content.items() if rule in rules and told in severities}
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from sweep.forecast import Forecast
+from sweep.lines import print_pairs
 from sweep.memory import available_memory, most_demanding
 from sweep.plan import SweepPlan
 from sweep.progress import duration
@@ -29,10 +29,7 @@ def print_forecast(plan: SweepPlan, measured: Measurement | None, expected: Fore
         lines["time"] = _times(plan, expected)
         lines["memory"] = _memory(measured, expected)
     lines["disk"] = _disk(expected)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in lines.items():
-        table.add_row(f"{name:<9}", text)
-    console.print(table, markup=False)
+    print_pairs(lines, console, width=len("resources"))  # the plan's longest, above
 
 
 def _steps(plan: SweepPlan, expected: Forecast) -> str:

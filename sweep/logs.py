@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 FOLDER, DRIVER, RAY = "logs", "driver.log", "ray"
 KEPT = ("worker-*", "raylet.*", "gcs_server.*", "monitor.*", "python-core-*")  # of Ray's files
+OF_JOB = ("worker-*-{job}-*", "python-core-driver-{job}*")  # of a shared Ray's: those of one job
 MOST_BYTES, MOST_FILES = 1_000_000, 200  # of each of them its end; the latest files
 
 
@@ -28,16 +29,19 @@ class Logs:
         self.folder = results / FOLDER
         self._link = self.folder / RAY
         self._theirs: Path | None = None
+        self._patterns: tuple[str, ...] = KEPT
         self._handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
         self.caught: TextIO | None = None
         """Where what libraries of the driver print goes; None where it is let through."""
 
-    def follow(self, theirs: Path | None) -> None:
+    def follow(self, theirs: Path | None, job: str | None = None) -> None:
         """Ray runs: its folder of logs is shown as `logs/ray`, and its loggers in the driver are caught.
 
         Args:
             theirs: None where there is none on this machine.
+            job: Ray's id of this sweep in a cluster that others may use too: what their jobs printed is not copied.
         """
+        self._patterns = KEPT if job is None else tuple(pattern.format(job=job) for pattern in OF_JOB)
         for name in list(logging.root.manager.loggerDict) if self.caught is not None else ():
             for handler in logging.getLogger(name).handlers if name.partition(".")[0] == "ray" else ():
                 if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
@@ -63,7 +67,7 @@ class Logs:
             return
         place = self.folder / f"{RAY}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         with suppress(OSError):
-            files = [file for pattern in KEPT for file in self._theirs.glob(pattern) if file.stat().st_size]
+            files = [file for pattern in self._patterns for file in self._theirs.glob(pattern) if file.stat().st_size]
             newest = sorted(files, key=lambda file: file.stat().st_mtime)[-MOST_FILES:]
             for file in newest:
                 place.mkdir(parents=True, exist_ok=True)
@@ -122,6 +126,15 @@ def _stderr_past_descriptor_2(terminal: int) -> Iterator[None]:
             yield
         finally:
             sys.stderr = before
+            for handler in _stream_handlers():  # made within, they would write to a closed file
+                if handler.stream is ours:
+                    handler.setStream(before)
+
+
+def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
+    for logger in (logging.root, *loggers):
+        yield from (handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler))
 
 
 def _end_of(file: Path) -> bytes:

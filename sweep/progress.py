@@ -71,6 +71,7 @@ class Progress:
         self._notices: list[Notice] = []
         self._best: tuple[float, str] | None = None
         self._started = time.monotonic()
+        self._first_trial: float | None = None  # when it began: Ray's own start says nothing of what is left
         self._last_line = self._started
         for record in earlier:
             self._note_best(record)
@@ -107,6 +108,8 @@ class Progress:
 
     def started(self, trial: str) -> None:
         """A trial began, or began again after a crash."""
+        if self._first_trial is None:
+            self._first_trial = time.monotonic()
         before = self._running.get(trial)
         values = self._find(trial).values if before is None else before.values
         epochs = 0 if before is None else before.epochs
@@ -198,20 +201,23 @@ class Progress:
         counts = Counter(notice.severity for notice in self._notices)
         trials = len({notice.trial for notice in self._notices})
         shown = ", ".join(f"{counts[severity]} {severity}" for severity in reversed(STYLES) if counts[severity])
-        return f"findings in {trials} trial{'s' if trials > 1 else ''}: {shown}; see the report's section Diagnosis"
+        # the report's section is about the trials of the search
+        where = "see the report's section Diagnosis" if self._competing else "python -m sweep.diagnose RESULTS has them"
+        return f"findings in {trials} trial{'s' if trials > 1 else ''}: {shown}; {where}"
 
     def _time_left(self) -> str:
         """By the trials of this session that ended; before the first one by epochs, of which some may be saved."""
-        elapsed, to_come = time.monotonic() - self._started, self._num_trials - self._done
-        so_far = f"{duration(elapsed)} so far"
+        now, to_come = time.monotonic(), self._num_trials - self._done
+        so_far = f"{duration(now - self._started)} so far"
+        trained = now - (self._started if self._first_trial is None else self._first_trial)
         if not to_come:
             return so_far
         if finished := self._done - self._done_before:
-            return f"{so_far}, about {duration(elapsed / finished * to_come)} left"
+            return f"{so_far}, about {duration(trained / finished * to_come)} left"
         if not self._epochs_seen:
             return so_far
         epochs = max(0, to_come * self._epochs - self._epochs_seen)
-        return f"{so_far}, at most about {duration(elapsed / self._epochs_seen * epochs)} left"
+        return f"{so_far}, at most about {duration(trained / self._epochs_seen * epochs)} left"
 
     def _view(self) -> LiveView:
         trials = sorted(self._running.values(), key=lambda trial: trial.trial)

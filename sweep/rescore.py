@@ -24,6 +24,7 @@ from rich.text import Text
 from model.errors import ConfigError, UserError, guess
 from model.sinks import write_text
 from sweep.blocks import MetricSettings
+from sweep.lines import open_console
 from sweep.objective import ObjectiveSettings
 from sweep.outcome import Outcome
 from sweep.rescoring import PARTS, Rescored, Rescoring, rescore
@@ -33,7 +34,6 @@ from sweep.spec import SweepSpec, load_spec
 MOST_ROWS = 50  # of the table in the terminal; --out has all
 OF_METRIC = ("metric.name", "metric.goal")
 STATE = {Outcome.RUNNING: "unfinished", Outcome.PRUNED: "stopped early"}
-WIDTH = 160  # of the table in a file or a pipe, where nothing says how wide it may be
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 2 bad input."""
     options = parser().parse_args(arguments)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = open_console()
     results: Path = options.results.expanduser()
     try:
         then, now = load_specs(results, options.options)

@@ -27,6 +27,7 @@ from sweep.forecast import forecast
 from sweep.forecast_text import print_forecast
 from sweep.front import front_of
 from sweep.halt import GO_ON, MACHINE_FAILED
+from sweep.lines import open_console, say
 from sweep.plan import SweepPlan, make_plan, unchecked
 from sweep.progress import Progress
 from sweep.remote import is_url
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     0 done, 1 no trial finished, 2 bad input, 3 the machine failed (a full disk, Ray died), 130 stopped by the user.
     """
     options = parser().parse_args(arguments)
-    console = Console(highlight=False)
+    console = open_console()
     try:
         with cluster.named(options.address):
             return _run_command(options, console)
@@ -108,7 +109,7 @@ def run(
         mirror: open; `folder` is the local copy of its URL.
     """
     for warning in spec.warnings():
-        console.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
+        say(f"note: {warning}", console, "yellow")
     folder.check(spec, resume)
     warm = _warm_start(spec, folder)
     for note in warm.notes:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.diagnosis import Finding
+from sweep.diagnosis import MADE_UP, Finding
 from sweep.limits import Rule, Severity
 
 CHANCE = 0.05  # a place counts where shuffled trials give one as good less often
@@ -39,6 +39,7 @@ REMEDIES = {
     Rule.COLLAPSE: "lower base_lr, and look at the pictures and at the data",
 }
 """What to change in the space as a whole; a finding's own remedy is about its trial alone."""
+NONE_NEEDED = "none: the weights of these trials make up for it already"
 SHARE_TOO_HIGH = "lower alpha, towards Ld / (Ls + Ld): the static share is too high"
 
 
@@ -84,8 +85,7 @@ def fired_rules(trials: Sequence[DiagnosedTrial]) -> list[FiredRule]:
         least = min(highest.rank, Severity.WARNING.rank)
         hits = np.array([level is not None and level.rank >= least for level in levels])
         place, where = _where(trials, hits)
-        remedy = SHARE_TOO_HIGH if high and rule is Rule.STATIC_SHARE else REMEDIES[rule]
-        remedy = f"{place.avoided}; or {remedy}" if place else remedy
+        remedy = _remedy(rule, high, place, [trial for trial, hit in zip(trials, hits, strict=True) if hit])
         names = [trial.name for trial, hit in zip(trials, hits, strict=True) if hit]
         fired.append(FiredRule(rule, highest, names, where, remedy))
     return sorted(fired, key=lambda found: (-found.severity.rank, -len(found.trials)))
@@ -104,6 +104,15 @@ class _Place:
     words: str
     avoided: str
     inside: NDArray[np.bool_]
+
+
+def _remedy(rule: Rule, high: bool, place: _Place | None, hit: Sequence[DiagnosedTrial]) -> str:
+    """What to change. The ratio calls for other weights only where they do not make up for it (see diagnosis.py)."""
+    own = [found.remedy for trial in hit for found in trial.findings if found.rule is rule]
+    if rule in (Rule.RATIO_LOW, Rule.RATIO_HIGH) and own and all(MADE_UP in remedy for remedy in own):
+        return NONE_NEEDED
+    remedy = SHARE_TOO_HIGH if high and rule is Rule.STATIC_SHARE else REMEDIES[rule]
+    return f"{place.avoided}; or {remedy}" if place else remedy
 
 
 @dataclass(frozen=True)

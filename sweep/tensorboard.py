@@ -112,13 +112,13 @@ class SweepEvents:
         self._results = results
         self._logdir = logdir
         self._told: set[str] = set()
-        self._files: dict[str, EventFile] = {}
+        self._files: dict[Path, EventFile] = {}
         self._spec = SweepTables(results).spec
 
     def update(self) -> int:
         """Write what is new; returns the number of rows.
 
-        Raises UserError where the folder has the events of another sweep, OSError where it cannot be written to.
+        Raises UserError where the folder has events of another sweep or program, OSError where it cannot be written to.
         """
         self._claim()
         trials = SweepTables(self._results).trials
@@ -132,9 +132,9 @@ class SweepEvents:
         return rows
 
     def _file(self, folder: Path, trial: Path) -> EventFile:
-        if folder.name not in self._files:
-            self._files[folder.name] = EventFile(folder, trial, self._tell)
-        return self._files[folder.name]
+        if folder not in self._files:
+            self._files[folder] = EventFile(folder, trial, self._tell)
+        return self._files[folder]
 
     def _tell(self, text: str) -> None:
         if text not in self._told:
@@ -146,6 +146,9 @@ class SweepEvents:
         own = str(ResultsFolder(self._results).provenance().get("uid") or self._results.resolve())
         if not owner.exists():
             self._logdir.mkdir(parents=True, exist_ok=True)
+            if any(next(self._logdir.glob(pattern), None) for pattern in ("*tfevents*", "*/*tfevents*")):
+                # those of a trial's name would be taken for its older ones, and removed
+                raise UserError(f"{self._logdir}: holds event files of another program; give a new folder by --logdir")
             write_text(owner, own)
         elif owner.read_text(encoding="utf-8", errors="replace") != own:
             raise UserError(f"{self._logdir}: holds the events of another sweep; give another folder by --logdir")

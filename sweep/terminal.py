@@ -12,6 +12,7 @@ from model.config import TrainConfig
 from model.sinks import read_csv
 from sweep.candidates import how_to_confirm
 from sweep.conclusion import Conclusion
+from sweep.lines import print_pairs, say
 from sweep.plan import SweepPlan
 from sweep.pruning import max_epochs
 from sweep.results import ResultsFolder, equal_weights
@@ -57,20 +58,17 @@ def print_plan(plan: SweepPlan, folder: ResultsFolder, console: Console) -> None
         "wandb": f"{mode}: {reason}",
         "results": str(folder.path),
     }
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in lines.items():
-        table.add_row(name, text)
-    console.print(table, markup=False)
+    print_pairs(lines, console)
     if plan.skipped:
         named = "; ".join(plan.skipped[:3]) + ("; ..." if len(plan.skipped) > 3 else "")
         files = "1 unreadable file was" if len(plan.skipped) == 1 else f"{len(plan.skipped)} unreadable files were"
         text = f"note: {files} left out: {named}"
-        console.print(text, style="yellow", markup=False, soft_wrap=True)
+        say(text, console, "yellow")
     for preset, values in plan.first:
         drawn = sorted(n for n in spec.space.parameters if n not in values and spec.space.matters(n, values))
         if preset and drawn:
             text = f"note: the preset {preset} leaves {', '.join(drawn)} to the sampler; give a value in search.presets"
-            console.print(text, style="yellow", markup=False, soft_wrap=True)
+            say(text, console, "yellow")
 
 
 def _confirmation(plan: SweepPlan) -> str:
@@ -108,7 +106,7 @@ def _early_stop(spec: SweepSpec) -> str:
     if stop is None or stop.first_rung >= max_epochs(spec):
         return ""
     rule = f"1/{stop.eta:g} go on" if stop.type == "hyperband" else "what is worse than the median"
-    return f"; first stop after {stop.first_rung} epochs, {rule}"
+    return f"; first stop after {stop.first_rung} epoch{'s' if stop.first_rung > 1 else ''}, {rule}"
 
 
 def print_summary(
@@ -133,7 +131,7 @@ def print_counts(records: Sequence[Record], console: Console) -> None:
         reasons = sorted({record.reason for record in records if record.reason})
         why = f": {'; '.join(reasons[:3])}" if reasons else ""
         text = f"no trial trained to its end, so there is no best one{why}"
-        console.print(text, style="red", markup=False, soft_wrap=True)
+        say(text, console, "red")
 
 
 def print_front(spec: SweepSpec, folder: ResultsFolder, front: Sequence[Record], console: Console) -> None:
@@ -166,15 +164,15 @@ def print_conclusion(conclusion: Conclusion, console: Console) -> None:
             str(row.mean.n if row.mean else 0),
             _estimate(row.mean),
             _estimate(row.gain),
-            row.verdict,
+            row.said,
             style="bold" if row.name == conclusion.chosen else None,
         )
     console.print()
     console.print(table, markup=False)
     for note in conclusion.notes:
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
-    console.print(conclusion.method, style="dim", markup=False, soft_wrap=True)
-    console.print(conclusion.answer, style="bold", markup=False, soft_wrap=True)
+        say(f"note: {note}", console, "yellow")
+    say(conclusion.method, console, "dim")
+    say(conclusion.answer, console, "bold")
 
 
 def _estimate(estimate: Estimate | None) -> str:
@@ -195,7 +193,7 @@ def print_next_steps(
         console.print("nothing to confirm: no trial trained to its end", style="red")
     if spec.confirm is None and folder.conclusion_file.exists():
         text = "note: confirm.json is of an earlier session; best.yaml follows it where confirm is given again"
-        console.print(text, style="yellow", soft_wrap=True)
+        say(text, console, "yellow")
     console.print(f"report: {folder.report_file}", soft_wrap=True, markup=False)
 
 
@@ -221,16 +219,16 @@ def _print_winner(
     console.print(table)
     if compare and equal is not None and equal.value and winner.value is not None:
         gain = (equal.value - winner.value) * (1 if spec.metric.goal == "minimize" else -1)
-        console.print(
+        say(
             f"{metric}: better than the equal-weights preset by {gain:.4g} ({gain / abs(equal.value):.1%}). "
             "One seed each is no proof, and the best of many is picked for luck too.",
-            soft_wrap=True,
+            console,
         )
     for name in spec.space.at_ends(winner.values):
         text = f"note: the best {name} is an end of its range; the best may lie beyond: widen parameters.{name}"
-        console.print(text, style="yellow", markup=False, soft_wrap=True)
+        say(text, console, "yellow")
     if equal is not None and equal.number == winner.number:
-        console.print("the equal-weights preset is itself the best: the search found nothing better", soft_wrap=True)
+        say("the equal-weights preset is itself the best: the search found nothing better", console)
 
 
 def _last_row(folder: ResultsFolder, record: Record) -> dict[str, float]:

@@ -292,6 +292,7 @@ class TrialRun:
         """What the diagnosis says for the first time, alerts sent: text and severity of each finding."""
         if not (new := self._diagnosis.news()):
             return ()
+        self._owner.check()
         # before the alerts: whoever is killed in between says one less, never one twice
         write_told(self.job.folder, self._diagnosis.told)
         for found in new:
@@ -356,13 +357,13 @@ class TrialRun:
         }
 
     def _save(self) -> None:
-        self._energy.write()
         # broken weights never take the place of sound ones
         if self._saved_update != self._trainer.update and self._trainer.sound:
             save_checkpoint(
                 self._checkpoint, self._trainer.state_dict(), keep_previous=True, last_look=self._owner.check
             )
             self._saved_update = self._trainer.update
+            self._energy.write()  # not before the look at whose the folder is
             if self._mirror is not None:
                 self._mirror.saved(self._trainer.update)
 

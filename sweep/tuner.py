@@ -182,7 +182,7 @@ def run_trials(
         halt.signals(),
         halt.watching_ray(cluster.address),
     ):
-        logs.follow(cluster.logs)
+        logs.follow(cluster.logs, cluster.job)
         concurrent = max_concurrent(spec.resources, [node.resources for node in cluster.nodes])
         if cluster.address is not None:
             watcher.warning(cluster.summary)

@@ -122,6 +122,8 @@ def _read(said: str, errors: str, code: int) -> Measurement:
             told = json.loads(line)
         except ValueError:
             continue  # a library's own words, or a line that was cut off
+        if not isinstance(told, dict):
+            continue  # a number is JSON, too
         if "failed" in told:
             return replace(result, failed=str(told["failed"]))
         if "device" in told:

@@ -107,7 +107,8 @@ def test_an_unfinished_confirmation_is_no_answer_yet() -> None:
     assert conclusion.runs_left == 6
     assert not conclusion.confirmed
     assert conclusion.answer.startswith("So far, with 6 runs to go: alpha 0.7: objective/value 0.5 (1 seed)")
-    assert concluded().answer == "No config has a value yet."
+    assert concluded().answer == "No run of the confirmation has a value yet."
+    assert [row.said for row in concluded().rows] == ["not yet known", "not yet known", "baseline"]
 
 
 def test_without_a_baseline_there_are_means_and_no_verdict() -> None:

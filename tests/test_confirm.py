@@ -144,6 +144,12 @@ def test_the_plan_tells_the_cost_and_what_the_seeds_can_show(folder: ResultsFold
     assert "from 4.4 times its standard deviation" in text
 
 
+@pytest.mark.parametrize(("first", "words"), [(1, "after 1 epoch,"), (2, "after 2 epochs,")])
+def test_the_plan_says_when_a_trial_is_first_stopped(folder: ResultsFolder, first: int, words: str) -> None:
+    plan = make_plan(tiny_spec(early_terminate={"type": "hyperband", "min_iter": first, "eta": 3}))
+    assert words in printed(lambda console: print_plan(plan, folder, console))
+
+
 def test_the_terminal_has_a_line_for_each_config_and_the_answer(folder: ResultsFolder) -> None:
     confirmation = Confirmation(folder, confirm_spec(9), SEARCH)
     run_pairs(confirmation)

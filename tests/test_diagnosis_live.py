@@ -143,7 +143,10 @@ def test_alerts_can_be_switched_off_and_the_findings_are_still_reported(tmp_path
     assert alerts_of(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"static share": 3, "gone": "info"}', '{"static share": "dire"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1]", '{"static share": 3, "gone": "info"}', '{"static share": "dire"}', '{"static share": ["info"]}'],
+)
 def test_a_damaged_note_of_what_was_told_is_no_error(tmp_path, content):
     (tmp_path / TOLD).write_text(content)
     assert read_told(tmp_path) == {}

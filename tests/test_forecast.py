@@ -13,7 +13,7 @@ from sweep.forecast import Forecast, epochs_with_stops, forecast
 from sweep.forecast_text import print_forecast
 from sweep.plan import SweepPlan, make_plan
 from sweep.run import main
-from sweep.warm_up import Measurement, WarmUp, measure
+from sweep.warm_up import Measurement, WarmUp, _read, measure
 from tests.sweeping import TINY_TRAINER, tiny_spec
 from tests.test_run import write_spec
 
@@ -164,6 +164,10 @@ def test_a_measurement_that_takes_too_long_is_cut_off_and_says_so(tmp_path: Path
     measured = measure(tiny_spec(trainer=wide), limit_s=0.05)
     assert measured.failed == "there was no time for one update"
     assert "there was no time for one update" in said(tmp_path, measured)
+
+
+def test_a_number_that_a_library_prints_is_no_word_of_the_measurement() -> None:
+    assert _read('3\nnull\n{"device": "cpu", "gpus": 0}\n{"base": {"updates": 4}}\n', "", 0).base == WarmUp(updates=4)
 
 
 @pytest.mark.slow

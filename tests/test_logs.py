@@ -36,7 +36,9 @@ for session in ("first", "second"):
         os.write(2, f"NOISE of C++, {session}\\n".encode())
         logger.error(f"NOISE of a logger, {session}")
         print(f"our own word, {session}", file=sys.stderr)
+        logging.getLogger(f"made_in_{session}").addHandler(logging.StreamHandler())
 logger.error("a logger afterwards")
+logging.getLogger("made_in_first").error("another one afterwards")
 os.write(2, b"C++ afterwards\\n")
 """
 
@@ -50,7 +52,8 @@ def drive(results: Path, *options: str) -> str:
 
 def test_what_libraries_of_the_driver_print_is_in_a_file_and_our_own_words_come_through(tmp_path: Path) -> None:
     lines = drive(tmp_path).splitlines()
-    assert lines == ["our own word, first", "our own word, second", "a logger afterwards", "C++ afterwards"]
+    assert lines[:2] == ["our own word, first", "our own word, second"]
+    assert lines[2:] == ["a logger afterwards", "another one afterwards", "C++ afterwards"]
     kept = (tmp_path / "logs/driver.log").read_text().splitlines()
     assert kept == [f"NOISE of {who}, {session}" for session in ("first", "second") for who in ("C++", "a logger")]
 
@@ -79,6 +82,20 @@ def test_rays_logs_are_a_link_while_it_runs_and_copies_of_their_ends_afterwards(
     (copies,) = (tmp_path / "results/logs").iterdir()
     assert not copies.is_symlink()
     assert {file.name: file.stat().st_size for file in copies.iterdir()} == {"worker-1.out": 8, "raylet.out": 1_000_000}
+
+
+def test_what_other_jobs_of_a_cluster_printed_is_not_copied(tmp_path: Path) -> None:
+    theirs = tmp_path / "session/logs"
+    theirs.mkdir(parents=True)
+    ours = {"worker-ab-02000000-7.out", "worker-ab-02000000-7.err", "python-core-driver-02000000ffff_9.log"}
+    others = {"worker-cd-01000000-6.out", "python-core-driver-01000000ffff_8.log", "python-core-worker-cd_6.log"}
+    for name in ours | others | {"raylet.out", "gcs_server.out"}:
+        (theirs / name).write_text("printed\n")
+    logs = Logs(tmp_path / "results")
+    logs.follow(theirs, job="02000000")
+    logs.keep()
+    (copies,) = (tmp_path / "results/logs").iterdir()
+    assert {file.name for file in copies.iterdir()} == ours
 
 
 def test_the_link_of_a_driver_that_was_killed_is_replaced(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from sweep.study import Outcome, Record
 class Board:
     """A progress over trials whose ends the test decides."""
 
-    def __init__(self, terminal: bool, sign: float = 1.0, earlier: Sequence[Record] = ()) -> None:
+    def __init__(
+        self, terminal: bool, sign: float = 1.0, earlier: Sequence[Record] = (), competing: bool = True
+    ) -> None:
         self.out = io.StringIO()
         self.records: dict[str, Record] = {}
         self.ended: list[str] = []
@@ -28,6 +30,7 @@ class Board:
             sign=sign,
             metric="objective/value",
             on_ended=lambda record: self.ended.append(record.trial),
+            competing=competing,
         )
 
     def start(self, number: int) -> None:
@@ -177,6 +180,13 @@ def test_findings_are_lines_where_there_is_no_terminal_and_are_counted_at_the_en
     ]
 
 
+def test_findings_of_a_confirmation_are_not_sought_in_the_report_which_is_about_the_search() -> None:
+    board = Board(terminal=False, competing=False)
+    with board.progress:
+        board.progress.finding("c0000", "ratio high 1.6", "warning")
+    assert board.lines()[-1] == "findings in 1 trial: 1 warning; python -m sweep.diagnose RESULTS has them"
+
+
 def test_warnings_without_end_do_not_bury_the_trials_and_critical_findings_always_show() -> None:
     board = Board(terminal=False)
     for number in range(100):
@@ -200,3 +210,15 @@ def test_text_from_outside_is_no_markup() -> None:
     board = Board(terminal=False)
     board.progress.warning("[bold]W&B[/bold] is gone [/x]")
     assert board.lines() == ["note: [bold]W&B[/bold] is gone [/x]"]
+
+
+def test_what_is_left_is_told_from_the_trials_not_from_how_long_ray_took_to_start(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("sweep.progress.time.monotonic", lambda: now[0])
+    board = Board(terminal=False)
+    with board.progress:
+        now[0] = 90.0
+        board.start(0)
+        now[0] = 130.0  # an epoch takes 40 s, 11 are to come
+        board.progress.epoch("0000", 1, {})
+    assert "2 min 10 s so far, at most about 7 min 20 s left" in board.lines()[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -255,6 +256,19 @@ def test_command_writes_the_page_and_prints_where(tmp_path, capsys):
     folder = sweep_folder(tmp_path / "r", Ending(COMPLETE, (0.5,)))
     assert main([str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("text", "longer"), [("alpha: 0.5\nepochs: 8\n", " --set epochs=80"), ("alpha: 0.5\nepo", ""), (None, None)]
+)
+def test_page_has_the_command_that_trains_the_best_config_longer(tmp_path, text, longer):
+    folder = sweep_folder(tmp_path / "my r", Ending(COMPLETE, (0.5,)))
+    (folder / "best.yaml").unlink(missing_ok=True)
+    if text is not None:
+        (folder / "best.yaml").write_text(text, encoding="utf-8")
+    page = html.unescape(write_report(folder).read_text(encoding="utf-8"))
+    found = re.search(r"train the best config longer: <code>(.*)</code>", page)
+    assert (found and found[1]) == (None if text is None else f"python -m model.train '{folder}/best.yaml'{longer}")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("", "holds no sweep"), ("absent", "is no folder")])

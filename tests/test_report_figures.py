@@ -20,16 +20,19 @@ from specs import make
 
 from model.metrics import BATCH_NAMES, EPOCH_COLUMNS
 from model.sinks import read_csv
+from sweep.blocks import MetricSettings
+from sweep.candidates import Candidates
+from sweep.conclusion import conclude
 from sweep.pruning import Halving
 from sweep.report import figures as assembled
 from sweep.report.as_study import MAX_STUDIED, TRIAL, as_study
 from sweep.report.axes import axis_of
-from sweep.report.base import MAX_TRIALS, Figure, thin
+from sweep.report.base import MAX_TRIALS, SCALE, Figure, thin
 from sweep.report.cost import cost_of, duration, wall_seconds
 from sweep.report.cost_figures import cost_figure
 from sweep.report.curve_figures import MAX_OTHERS, OTHER_POINTS, core_triangle, reference_loss
 from sweep.report.data import SweepResults, TrialResult, read_results
-from sweep.report.figures import figures
+from sweep.report.figures import confirmation_figure, figures
 from sweep.report.importance_figures import importance_figure, importances
 from sweep.report.parameter_figures import contour_figures, parallel_figure, slice_figure, smoothed
 from sweep.report.rows import sampled_rows
@@ -298,10 +301,30 @@ def test_parallel_coordinates_leave_a_gap_where_a_parameter_does_not_matter():
     given = [{"mode": "joint", "weighting": "fixed"}, {"mode": "joint", "weighting": "famo"}, {"mode": "dynamic"}]
     results = sweep(*(of(n, values, 0.5 + n / 10) for n, values in enumerate(given)), spec=spec)
     traces, _ = drawn(parallel_figure(results))
-    assert traces["worst fifth"]["y"] == [1.0, None, 1.0, None]
+    assert traces["trial 0002"]["y"] == [1.0, None, 1.0, None]
     figure = slice_figure(results, "weighting")
     assert "matters only with mode = joint" in figure.text
     assert drawn(figure)[0]["complete"]["x"] == ["fixed", "famo"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_fewer_trials_than_fifths_have_a_line_with_their_name_each_the_best_one_in_orange(count):
+    results = sweep(*(of(n, {"alpha": n / 10}, 1.0 - n / 10) for n in range(count)))
+    lines = [trace for trace in drawn(parallel_figure(results))[0].values() if trace["mode"] == "lines"]
+    assert [line["name"] for line in lines] == [f"trial {n:04}" for n in range(count)]
+    assert (lines[0]["line"]["color"], lines[-1]["line"]["color"]) == (SCALE[-1], SCALE[0])
+
+
+def test_a_log_axis_has_whole_numbers_at_its_ticks():
+    results = sweep(of(0, {"alpha": 0.5, "base_lr": 0.01}, 1.0), spec=make(parameters=ALPHA_LR))
+    _, layout = drawn(slice_figure(results, "base_lr"))
+    assert (layout["xaxis"]["type"], layout["xaxis"]["tickformat"]) == ("log", "~g")
+
+
+def test_a_confirmation_without_a_value_yet_is_not_drawn_as_empty_axes():
+    shown = confirmation_figure(conclude(MetricSettings(), (1, 2), Candidates((), ()), ()))
+    assert not shown.html
+    assert "no run has a value" in shown.text
 
 
 def test_parallel_coordinates_are_absent_for_one_trial_and_for_values_that_never_change():

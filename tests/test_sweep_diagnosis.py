@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.diagnosis import Finding
+from sweep.diagnosis import MADE_UP, Finding
 from sweep.limits import Rule, Severity
-from sweep.sweep_diagnosis import CHANCE, DiagnosedTrial, fired_rules
+from sweep.sweep_diagnosis import CHANCE, NONE_NEEDED, DiagnosedTrial, fired_rules
 
 INFO, WARNING, CRITICAL = Severity
 
@@ -42,6 +42,15 @@ def where(found):
     """The only fired rule's place, without its counts."""
     [fired] = found
     return fired.where.partition(" (")[0]
+
+
+def test_a_ratio_that_the_weights_make_up_for_calls_for_no_other_weights():
+    made_up = Finding(Rule.RATIO_LOW, WARNING, 0.45, 0.5, 1, f"the static task is too easy; alpha {MADE_UP}")
+    needed = Finding(Rule.RATIO_LOW, WARNING, 0.45, 0.5, 1, "the static task is too easy: raise alpha")
+    [low] = fired_rules(trials(space(4), lambda x: True, made_up))
+    assert low.remedy == NONE_NEEDED
+    [mixed] = fired_rules([DiagnosedTrial("0000", {}, [made_up]), DiagnosedTrial("0001", {}, [needed])])
+    assert mixed.remedy == "raise alpha (lower beta)"
 
 
 @pytest.mark.parametrize(

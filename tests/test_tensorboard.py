@@ -187,6 +187,21 @@ def test_the_events_of_two_sweeps_are_kept_apart(tmp_path, capsys):
     assert_shown(first, logdir)
 
 
+@pytest.mark.parametrize("place", [".", "0000"])
+def test_event_files_of_another_program_are_left_alone(results, tmp_path, capsys, place):
+    theirs = tmp_path / "runs" / place / "events.out.tfevents.1.theirs"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    assert main([str(results), "--logdir", str(tmp_path / "runs")]) == 2
+    assert "holds event files of another program; give a new folder by --logdir" in capsys.readouterr().err
+    assert theirs.read_bytes() == b"theirs"
+
+
+def test_a_folder_of_events_may_be_called_as_a_trial_is(results, tmp_path):
+    assert main([str(results), "--logdir", str(tmp_path / "0000")]) == 0
+    assert_shown(results, tmp_path / "0000")
+
+
 def test_a_second_process_is_kept_away(results, capsys):
     (results / "tensorboard").mkdir()
     with FileLock(results / "tensorboard" / ".lock"):

@@ -25,7 +25,9 @@ class Axis:
         """For plotly's xaxis or yaxis."""
         if self.choices is not None:
             return {"type": "category", "categoryorder": "array", "categoryarray": self.labels}
-        return {"type": "log", "exponentformat": "e"} if self.log else {"type": "linear"}
+        if self.log:  # whole numbers at few ticks: plotly's own are lone digits, of whatever power of ten
+            return {"type": "log", "nticks": 3, "tickformat": "~g"}
+        return {"type": "linear"}
 
     @property
     def labels(self) -> list[str]:

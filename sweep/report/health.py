@@ -41,13 +41,14 @@ def health(results: SweepResults) -> Health:
         notes.append("Over the sweep, rows of epochs alone were judged: those of updates are too many to read here.")
     diagnosed, failed, of_subject = [], [], []
     for trial in results.trials:
-        if not trial.epochs:
+        updates = results.batches(trial) if all_updates or trial is subject else ()
+        if not trial.epochs and not updates:  # one that diverges in its first epoch has updates alone
             continue
         values = trial.record.final_values or trial.record.values
         try:
-            found = diagnose(trial.epochs, results.batches(trial) if all_updates or trial is subject else ())
+            found = diagnose(trial.epochs, updates)
             if trial is subject:
-                of_subject = diagnose(trial.epochs, results.batches(trial), _config(results, trial))
+                of_subject = diagnose(trial.epochs, updates, _config(results, trial))
         except (ArithmeticError, LookupError, TypeError, ValueError):  # rows of another version, or damaged ones
             failed.append(trial.name)
             continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -86,13 +88,24 @@ def render(results: SweepResults, drawn: Sections, live_s: float | None = None) 
         health=judged,
         ranked=ranked[:MAX_ROWS],
         metrics=[name for name in wanted if any(name in trial.metrics for trial in ranked)],
-        has_best=(results.folder / "best.yaml").is_file(),
+        train_longer=_train_longer(results.folder / "best.yaml"),
         sessions=_sessions(results.provenance),
         settings=_settings(results),
         notes=list(dict.fromkeys(results.notes)),
         max_notes=MAX_NOTES,
         plotly_js=get_plotlyjs(),
     )
+
+
+def _train_longer(best: Path) -> str | None:
+    """The command that the terminal names, too; None where there is no best.yaml."""
+    try:
+        text = best.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    epochs = re.search(r"^epochs: (\d{1,9})$", text, re.MULTILINE)  # not parsed: the file may be damaged
+    longer = f" --set epochs={10 * int(epochs[1])}" if epochs else ""
+    return f"python -m model.train {shlex.quote(str(best))}{longer}"
 
 
 def drawn_sections(results: SweepResults) -> Sections:

@@ -36,6 +36,7 @@ WIDEST = 0.25  # of an axis: how far a trial's value counts in a sweep of one tr
 NEAR = 2.0  # so many times that far from every trial nothing is drawn
 APART = 100.0  # between choices, in lengths of an axis: they are no neighbours
 MAX_LINES = 200  # of the parallel coordinates
+FIFTHS = ("best fifth", "second", "third", "fourth", "worst fifth")  # of their lines
 Z_RANGE = (0.0, 0.9)  # quantiles of the values that the colours of a contour span: the worst ones would take all
 
 
@@ -188,11 +189,7 @@ def parallel_figure(results: SweepResults) -> Figure | None:
     columns.append([trial.record.value for trial in trials])
     scaled = [_scaled(column) for column in columns]
     figure = go.Figure()
-    for group in reversed(range(len(SCALE))):  # the best are drawn last, on top
-        first, end = (round(edge * len(trials) / len(SCALE)) for edge in (group, group + 1))
-        places = range(first, end)
-        if not places:
-            continue
+    for group, places in reversed(_fifths(len(trials))):  # the best are drawn last, on top
         x: list[Any] = []
         y: list[Any] = []
         texts: list[str] = []
@@ -208,7 +205,7 @@ def parallel_figure(results: SweepResults) -> Figure | None:
             opacity=1.0 if group == 0 else 0.7,
             hovertext=texts,
             hoverinfo="text",
-            name=("best fifth", "second", "third", "fourth", "worst fifth")[group],
+            name=FIFTHS[group] if len(trials) >= len(FIFTHS) else f"trial {trials[places[0]].name}",
         )
     for place, (axis, column) in enumerate(zip([*axes, metric], columns, strict=True)):
         figure.add_vline(x=place, line={"color": "#8b929c", "width": 1})
@@ -225,6 +222,15 @@ def parallel_figure(results: SweepResults) -> Figure | None:
     )
     text += thinned_out(len(trials), len(complete))
     return finished("Parallel coordinates", text, figure, "parameter", "place within the range that was tried")
+
+
+def _fifths(count: int) -> list[tuple[int, range]]:
+    """Which colour has which places, best first; of fewer than five trials each has a colour of its own."""
+    if count < len(SCALE):
+        last = max(count - 1, 1)
+        return [(round(place * (len(SCALE) - 1) / last), range(place, place + 1)) for place in range(count)]
+    edges = [round(edge * count / len(SCALE)) for edge in range(len(SCALE) + 1)]
+    return list(enumerate(map(range, edges, edges[1:])))
 
 
 def _scaled(column: Sequence[float | None]) -> list[float | None]:

@@ -180,6 +180,8 @@ def confirmation_figure(conclusion: Conclusion) -> Figure:
     """Each config's value for each seed, and its mean with the interval."""
     figure = go.Figure()
     runs = [(row.name, run) for row in conclusion.rows for run in row.runs if run.value is not None]
+    if not runs:
+        return Figure("Values by config", "Not drawn: no run has a value.", "")
     figure.add_scatter(
         x=[label(name) for name, _ in runs],
         y=[run.value for _, run in runs],
