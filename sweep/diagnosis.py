@@ -67,7 +67,9 @@ class Finding:
     @property
     def text(self) -> str:
         """The finding in a sentence, without its severity."""
-        seen = "" if self.rule is Rule.NOT_FINITE else f" {self.value:.3g} (limit {self.limit:g})"
+        near = abs(self.value - self.limit) < 0.005 * abs(self.limit)  # else both could look the same
+        value = f"{self.value:.6g}" if near else f"{self.value:.3g}"
+        seen = "" if self.rule is Rule.NOT_FINITE else f" {value} (limit {self.limit:g})"
         return f"{self.rule}{seen} in epoch {self.epoch}: {self.remedy}"
 
 

@@ -69,6 +69,19 @@ class SweepResults:
         return self._of(equal_weights(trial.record for trial in self.trials))
 
     @property
+    def answered(self) -> tuple[TrialResult, str] | None:
+        """The trial whose config is the answer, and what it is: the confirmed one, else the search's best, else the
+        front's first."""
+        if self.conclusion is not None and self.conclusion.confirmed and self.conclusion.chosen_row is not None:
+            source = self.conclusion.chosen_row.source
+            for trial in self.trials:
+                if trial.name == source:
+                    return trial, "confirmed config"
+        if self.best is not None:
+            return self.best, "best trial"
+        return (self.front[0], "first of the front") if self.front else None
+
+    @property
     def watched(self) -> list[TrialResult]:
         """The best trial, then the presets; the first trials where there is neither."""
         winner = self.best

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from model.config import TrainConfig
 from model.errors import UserError
 from sweep.diagnosis import Finding, diagnose
+from sweep.limits import Severity
 from sweep.report.data import SweepResults, TrialResult
 from sweep.sweep_diagnosis import DiagnosedTrial, FiredRule, fired_rules
 
@@ -19,23 +20,33 @@ class Health:
     """What the diagnosis says.
 
     Attributes:
-        trial: the trial that `findings` are of; None where there is none to look at.
+        trial: the trial that `findings` are of, the one that is the answer; None where there is none.
+        what: it is, in words.
         fired: over all trials.
         judged: trials with rows, which were looked at.
         notes: what was left out.
     """
 
     trial: TrialResult | None
+    what: str
     findings: list[Finding]
     fired: list[FiredRule]
     judged: int
     notes: list[str]
 
+    @property
+    def caution(self) -> str:
+        """What the answer must not keep silent about; empty where nothing is critical."""
+        critical = [found.rule.value for found in self.findings if found.severity is Severity.CRITICAL]
+        if self.trial is None or not critical:
+            return ""
+        return f" Mind its diagnosis, though: {', '.join(critical)} is critical in trial {self.trial.name}."
+
 
 def health(results: SweepResults) -> Health:
-    """The diagnosis of the best trial (of a front: its first) and of the sweep."""
+    """The diagnosis of the trial that is the answer, and of the sweep."""
     notes: list[str] = []
-    subject = results.best or next(iter(results.front), None)
+    subject, what = results.answered or (None, "")
     all_updates = sum(_size(results, trial) for trial in results.trials) <= MAX_BYTES
     if not all_updates:
         notes.append("Over the sweep, rows of epochs alone were judged: those of updates are too many to read here.")
@@ -56,7 +67,7 @@ def health(results: SweepResults) -> Health:
     if failed:
         shown = ", ".join(failed[:10]) + (", ..." if len(failed) > 10 else "")
         notes.append(f"Trial {shown}: the rows cannot be judged, since they lack what the rules need.")
-    return Health(subject, of_subject, _fired(diagnosed), len(diagnosed), notes)
+    return Health(subject, what, of_subject, _fired(diagnosed), len(diagnosed), notes)
 
 
 def _size(results: SweepResults, trial: TrialResult) -> int:

@@ -57,18 +57,10 @@ def draw_missing(results: SweepResults) -> Iterator[str]:
 
 
 def _shown(results: SweepResults) -> list[tuple[TrialResult, str]]:
-    """Trials with titles: the confirmed one, else the search's best, else the front's first; and the equal weights."""
-    best, what = results.best, "best trial"
-    if best is None and results.front:
-        best, what = results.front[0], "first of the front"
-    conclusion = results.conclusion
-    if conclusion is not None and conclusion.confirmed and conclusion.chosen_row is not None:
-        source = conclusion.chosen_row.source
-        confirmed = next((trial for trial in results.trials if trial.name == source), None)
-        if confirmed is not None:
-            best, what = confirmed, "confirmed config"
-    if best is None:
+    """Trials with titles: the one that is the answer, and the equal weights."""
+    if results.answered is None:
         return []
+    best, what = results.answered
     equal = results.equal
     shown = [(best, f"Trial {best.name}, {what}" + (": the equal weights" if equal is best else ""))]
     return shown if equal is None or equal is best else [*shown, (equal, f"Trial {equal.name}, equal weights")]

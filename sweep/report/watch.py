@@ -18,6 +18,7 @@ from sweep.study import Outcome
 
 WATCHED = ("spec.yaml", "trials.csv", "confirm.csv", "confirm.json", "provenance.json", "best.yaml")
 LEAST_S = 1.0  # between two looks
+GRACE_S = 5.0  # a sweep that is just being resumed has not entered its process yet
 SHARE = 0.2  # of the time that may go into making the page: of a large sweep it takes long
 CLOCK_SLACK_S = 5.0  # provenance.json tells whole seconds, and a session's process began before it
 
@@ -37,6 +38,7 @@ def watch(folder: Path, every_s: float, say: Callable[[str], None]) -> None:
         UserError: as `read_results`.
     """
     seen: Signature | None = None
+    started = time.monotonic()
     said = ""
     try:
         while True:
@@ -47,7 +49,10 @@ def watch(folder: Path, every_s: float, say: Callable[[str], None]) -> None:
                 said = _write(results, every_s, say, said)
                 seen = there
             if ended(results):
-                break
+                if time.monotonic() - started > GRACE_S:
+                    break
+                time.sleep(LEAST_S)
+                continue
             spent = time.monotonic() - began
             time.sleep(max(every_s - spent, spent / SHARE - spent, LEAST_S))
     except KeyboardInterrupt:
