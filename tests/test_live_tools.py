@@ -138,7 +138,7 @@ def test_wandb_leet_shows_offline_runs_in_a_terminal_and_leaves_them_as_they_are
     reset_client()
     before = _files(tmp_path / "r")
     # panels come by name, and the first ones are seen, long names cut
-    words = [str(PROGRAMS / "wandb"), "leet", str(tmp_path / "r" / "wandb")]
+    words = [str(PROGRAMS / "wandb"), "leet", "run", str(tmp_path / "r" / "wandb")]
     status, screen = _in_terminal(words, until=b"batch/loss_dynamic", then=b"q")
     assert b"batch/loss_dynamic" in screen
     assert b"tiny-0000" in screen
