@@ -76,7 +76,7 @@ def moment(number: int, draw: random.Random, running: Driver) -> bool:
     if number % 3 == 0:  # while it starts
         limit_s, rows = draw.uniform(0.2, 6.0), 10**9
     else:
-        limit_s, rows = LIMIT_S, num_rows(results) + draw.randrange(1, 120)
+        limit_s, rows = LIMIT_S, num_rows(results) + draw.randrange(1, 800)  # of 6,480
     give_up = time.monotonic() + limit_s
     while running.process.poll() is None:
         running.below()
