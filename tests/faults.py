@@ -27,11 +27,12 @@ from sweep.study import JOURNAL
 from tests.offline import records_of
 from tests.sweeping import TINY_TRAINER, tiny_content, trial_folders
 
-LIMIT_S = 240
+LIMIT_S = 240  # for something to happen
+SWEEP_S = 900  # for a whole sweep, on a loaded machine
 # one trial after the other, so that the same seed gives the same sweep; long enough to be disturbed
 SERIAL: dict[str, Any] = {"resources": {"max_concurrent": 1}, "run_cap": 3, "trainer": {**TINY_TRAINER, "epochs": 30}}
 # long enough that a fast machine does not end it before it is disturbed
-LONG: dict[str, Any] = {**SERIAL, "trainer": {**SERIAL["trainer"], "epochs": 120}}
+LONG: dict[str, Any] = {**SERIAL, "trainer": {**SERIAL["trainer"], "epochs": 60}}
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # after a kill they end by themselves, a minute later
 TIMES = ("seconds", "summary/total_time_seconds")  # of what is recorded, all that is not the same twice
 
@@ -141,7 +142,7 @@ def finish(spec: Path, results: Path, *options: str, env: dict[str, str] | None 
     """Run or resume a sweep to its end; returns what it printed."""
     again = ("--resume",) if (results / "spec.yaml").exists() else ()
     with driver(spec, results, *again, *options, env=env) as started:
-        assert started.ended() == 0, started.printed
+        assert started.ended(SWEEP_S) == 0, started.printed
         return started.printed
 
 

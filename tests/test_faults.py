@@ -20,6 +20,7 @@ from model.sinks import read_csv
 from tests.faults import (
     LIMIT_S,
     LONG,
+    SWEEP_S,
     Driver,
     Kept,
     assert_no_leftovers,
@@ -76,7 +77,7 @@ def moment(number: int, draw: random.Random, running: Driver) -> bool:
     if number % 3 == 0:  # while it starts
         limit_s, rows = draw.uniform(0.2, 6.0), 10**9
     else:
-        limit_s, rows = LIMIT_S, num_rows(results) + draw.randrange(1, 800)  # of 6,480
+        limit_s, rows = LIMIT_S, num_rows(results) + draw.randrange(1, 400)  # of 3,240
     give_up = time.monotonic() + limit_s
     while running.process.poll() is None:
         running.below()
@@ -325,7 +326,7 @@ def test_a_trial_that_hangs_is_ended_and_tried_again_and_fails_with_its_reason(
         running.until(lambda: "trial 0000 hung and was ended" in running.printed, "the end of a stopped process")
         running.until(lambda: "trial 0001 hung and was ended" in running.printed, "the end of a hanging trial")
         once.unlink(missing_ok=True)
-        assert running.ended() == 0, running.printed
+        assert running.ended(SWEEP_S) == 0, running.printed
         assert running.left_over() == []
         assert_said(running)
     rows = table_of(results)
