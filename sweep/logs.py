@@ -45,7 +45,9 @@ class Logs:
         for name in list(logging.root.manager.loggerDict) if self.caught is not None else ():
             for handler in logging.getLogger(name).handlers if name.partition(".")[0] == "ray" else ():
                 if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                    self._handlers.append((handler, handler.setStream(self.caught)))
+                    before = handler.setStream(self.caught)
+                    if before is not None:  # else it was caught already: several loggers may share a handler
+                        self._handlers.append((handler, before))
         self._theirs = theirs
         if theirs is not None:
             with suppress(OSError):

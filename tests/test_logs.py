@@ -30,6 +30,7 @@ from sweep.logs import kept
 
 logger = logging.getLogger("ray.tune")
 logger.addHandler(logging.StreamHandler())
+logging.getLogger("ray.train").addHandler(logger.handlers[0])  # one handler of two loggers
 for session in ("first", "second"):
     with kept(Path(sys.argv[1]), verbose=len(sys.argv) > 2) as logs:
         logs.follow(None)
