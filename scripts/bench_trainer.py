@@ -31,7 +31,8 @@ from model.metrics import Level
 from model.seeding import generator
 from model.sinks import CsvSink, Event, Sink
 from model.trainer import Trainer
-from sweep.wandb_sink import RunIdentity, WandbSink
+from sweep.wandb_run import RunIdentity
+from sweep.wandb_sink import WandbSink
 
 ANCESTORS: dict[str, Any] = {"decoder": {"width": 512, "depth": 8, "heads": 16}, "batch_size": 64}
 SIZES: dict[str, dict[str, Any]] = {

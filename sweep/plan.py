@@ -19,7 +19,7 @@ from sweep.candidates import most_candidates
 from sweep.memory import is_wanted
 from sweep.spec import SweepSpec
 from sweep.study import Values
-from sweep.wandb_sink import RunIdentity
+from sweep.wandb_run import RunIdentity
 from sweep.warm_start import WarmStart
 
 MAX_PROBES = 256  # combinations that are checked against the data

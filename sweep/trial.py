@@ -50,7 +50,8 @@ from sweep.mirror import TrialMirror
 from sweep.objective import Objective
 from sweep.ownership import Ownership, TakenOverError
 from sweep.trial_job import EpochReport, TrialJob
-from sweep.wandb_sink import RunIdentity, WandbSink
+from sweep.wandb_run import RunIdentity
+from sweep.wandb_sink import WandbSink
 from sweep.watchdog import Watchdog
 
 SAVE_EVERY_S = 60.0  # a killed trial loses at most about a minute of training

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from numpy.typing import NDArray
 from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
-from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
+from sweep.wandb_client import GRACE_S, bounded, reset_client
 from sweep.wandb_files import KINDS, OFFLINE, broken_stream, last_rows, unsent_marker
 from sweep.wandb_mode import Mode, RequestedMode, resolve_mode
 from sweep.wandb_rate import ROWS_PER_MINUTE, RowBudget
+from sweep.wandb_run import PICTURE_STEP, RunIdentity, started_run
 from sweep.wandb_sent import SentRows, left_out_before, read_sent_rows, sent_before, write_sent_rows
 
 RETRY_ONLINE_AFTER_S = 300.0  # after a failure, this long no trial of the process waits for the server again
@@ -36,61 +36,13 @@ NOTE_EVERY_S, NOTE_EVERY_ROWS = 5.0, 48
 ALERT_TITLE = 63  # letters of an alert's title that W&B takes
 ASK_LIMIT_S = 5.0  # for one question to the server; who is preempted has little time
 
-PICTURE_STEP = "pictures/epoch"  # not `epoch`: a row that has it is an epoch's row
-# W&B's step axes; a name that is spelt out is not caught by the patterns
-STEP_AXES = {
-    "batch/*": BATCH_STEP,
-    "epoch/*": EPOCH_STEP,
-    "eval/*": EPOCH_STEP,
-    "objective/*": EPOCH_STEP,
-    "probe/*": EPOCH_STEP,
-    "pictures/*": PICTURE_STEP,
-}
-
 STOPPED_QUERY = """
 query RunStopped($entity: String, $project: String, $run: String!) {
     project(name: $project, entityName: $entity) { run(name: $run) { shouldStop stopped } }
 }
 """
 
-_FORBIDDEN = ":;,#?/'\\%"  # in ids and project names, by wandb or its web addresses
-
 _logger = logging.getLogger("sweep.wandb")
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """Which W&B run the rows belong to.
-
-    Args:
-        id: unique in the project; a resumed trial gives the same id again.
-        name: what the web page shows.
-        group: runs of one sweep share it.
-        project, entity: where the run goes; the account's default entity if None.
-        folder: gets a folder `wandb/` with the run's files.
-        job_type, tags: shown and filtered by on the web page.
-        sweep_id: the W&B sweep whose agent started this trial; None for trials of our own sweeps.
-
-    Raises:
-        ConfigError: an id or project that W&B does not take.
-    """
-
-    id: str
-    name: str
-    group: str
-    project: str
-    entity: str | None
-    folder: Path
-    job_type: str = "trial"
-    tags: tuple[str, ...] = ()
-    sweep_id: str | None = None
-
-    def __post_init__(self) -> None:
-        for what, text in (("run id", self.id), ("project", self.project)):
-            if not text or text != text.strip() or len(text) > 128 or set(text) & set(_FORBIDDEN):
-                raise ConfigError(
-                    f"W&B {what} {text!r}: must have 1-128 characters, none of {_FORBIDDEN} and no blanks at its ends"
-                )
 
 
 class WandbSink(Sink):
@@ -407,51 +359,14 @@ class WandbSink(Sink):
             _warn("W&B records nothing of run %s (%s). The trial goes on.", self._identity, error)
 
     def _init(self, mode: Mode, config: dict[str, Any]) -> Any:
-        import wandb
-
-        identity = self._identity
-        identity.folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(
-            run_id=identity.id,
-            run_name=identity.name,
-            run_group=identity.group,
-            run_job_type=identity.job_type,
-            run_tags=identity.tags,
-            project=identity.project,
-            entity=identity.entity,
-            sweep_id=identity.sweep_id,
-            sagemaker_disable=True,  # it would replace the run id
-            root_dir=str(identity.folder),
-            use_dot_wandb=False,
-            symlink=False,
-            mode=mode,
-            resume="allow",
-            reinit="create_new",  # never hands back a run of this process that was not finished
-            init_timeout=self._init_timeout_s,
-            finish_timeout=self._finish_timeout_s,
-            finish_timeout_raises=True,
-            stop_fn=self._note_stop,
-            silent=True,
-            console="off",
-            save_code=False,
-            disable_code=True,
-            disable_git=True,
-            disable_job_creation=True,
-            label_disable=True,
-            x_save_requirements=False,  # 50 of the 60 ms of an init; provenance.json has the versions
-            # machine-wide numbers: of several trials on a node, each would show the sum of all
-            x_disable_stats=True,
-            x_disable_meta=True,
-            x_disable_machine_info=True,
+        return started_run(
+            self._identity,
+            mode,
+            config,
+            init_timeout_s=self._init_timeout_s,
+            finish_timeout_s=self._finish_timeout_s,
+            on_stop=self._note_stop,
         )
-        with without_inherited_identity():
-            wandb.setup(wandb.Settings(silent=True, sagemaker_disable=True))  # wandb asks nothing when silent
-            run = wandb.init(config=config, settings=settings)
-        for axis in dict.fromkeys(STEP_AXES.values()):
-            run.define_metric(axis)
-        for pattern, axis in STEP_AXES.items():
-            run.define_metric(pattern, step_metric=axis)
-        return run
 
     def _note_stop(self) -> None:
         # wandb's default interrupts the process, which may hold other trials' work

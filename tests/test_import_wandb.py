@@ -37,8 +37,9 @@ from sweep.trial import TrialRun
 from sweep.trial_job import TrialJob
 from sweep.wandb_client import reset_client
 from sweep.wandb_files import PastRun, recorded_runs
+from sweep.wandb_run import RunIdentity
 from sweep.wandb_runs import SweepName
-from sweep.wandb_sink import RunIdentity, WandbSink
+from sweep.wandb_sink import WandbSink
 from sweep.warm_start import load_warm_start
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a key: 40 characters

@@ -30,7 +30,8 @@ from model.sinks import Event
 from sweep.outcome import Outcome
 from sweep.study import JOURNAL, SweepStudy
 from sweep.wandb_client import reset_client
-from sweep.wandb_sink import RunIdentity, WandbSink
+from sweep.wandb_run import RunIdentity
+from sweep.wandb_sink import WandbSink
 
 PROGRAMS = Path(sys.executable).parent
 START_LIMIT_S = 180.0

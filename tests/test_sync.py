@@ -24,7 +24,8 @@ from sweep import sync, wandb_client, wandb_sink
 from sweep.wandb_client import reset_client
 from sweep.wandb_files import run_files as parts_of
 from sweep.wandb_rest import rows_beyond, thinned
-from sweep.wandb_sink import RunIdentity, WandbSink
+from sweep.wandb_run import RunIdentity
+from sweep.wandb_sink import WandbSink
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a key: 40 characters
 REPOSITORY = Path(__file__).parents[1]

@@ -31,8 +31,9 @@ from sweep.wandb_client import reset_client
 from sweep.wandb_files import last_rows
 from sweep.wandb_mode import resolve_mode
 from sweep.wandb_rate import ROWS_PER_MINUTE
+from sweep.wandb_run import RunIdentity
 from sweep.wandb_sent import SentRows, read_sent_rows, write_sent_rows
-from sweep.wandb_sink import RunIdentity, WandbSink
+from sweep.wandb_sink import WandbSink
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a key: 40 characters
 REPOSITORY = Path(__file__).parents[1]
@@ -431,7 +432,8 @@ def test_a_terminal_sees_no_question_and_no_output(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "import sys\n"
         "from sweep.wandb_mode import resolve_mode\n"
-        "from sweep.wandb_sink import RunIdentity, WandbSink\n"
+        "from sweep.wandb_run import RunIdentity\n"
+        "from sweep.wandb_sink import WandbSink\n"
         "resolve_mode('auto')\n"
         "assert 'wandb' not in sys.modules, 'resolving imports wandb'\n"
         "for mode in ('auto', 'online'):\n"
@@ -778,7 +780,8 @@ def test_two_processes_log_at_once(tmp_path: Path) -> None:
         "import sys\n"
         "from model.metrics import Level\n"
         "from model.sinks import Event\n"
-        "from sweep.wandb_sink import RunIdentity, WandbSink\n"
+        "from sweep.wandb_run import RunIdentity\n"
+        "from sweep.wandb_sink import WandbSink\n"
         "for part in range(3):\n"
         "    sink = WandbSink(RunIdentity(f'{sys.argv[1]}_{part}', 'n', 'g', 'p', None, Path()), {}, 'offline', 5.0)\n"
         "    for i in range(10):\n"

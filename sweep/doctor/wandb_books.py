@@ -18,7 +18,8 @@ from sweep.outcome import Outcome
 from sweep.spec import SweepSpec
 from sweep.study import Record
 from sweep.wandb_files import KINDS, OFFLINE, broken_stream, read_head, unsent_marker, whole_records
-from sweep.wandb_sink import RunIdentity, WandbSink
+from sweep.wandb_run import RunIdentity
+from sweep.wandb_sink import WandbSink
 
 AT_ONCE = 4  # inspections side by side: each is a process of some 20 ms
 SUMMED_UP = "summary/total_time_seconds"
