@@ -24,8 +24,11 @@ from sweep.resources import Resources
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable
 AUTO, LOCAL = "auto", "local"  # Ray's own words for: the cluster that this machine is in, and one of our own
 CONNECT_S = 5.0
-ANSWER_S = 10.0  # the first answer of a cluster; Ray itself would wait for minutes
-JOIN_S = 60.0
+ANSWER_S = 30.0  # the first answer of a cluster, Ray's import included; Ray itself would wait for minutes
+JOIN_S = 120.0
+CLIENT_TRIES = 3
+# what Ray Client says when the process that it starts for each of its users is not ready in half a minute: a busy head
+CLIENT_TOO_SLOW = "Starting Ray client server failed"
 IN_NO_NETWORK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to loopback; its default on Windows and macOS
 FORMS = (
     "auto (the cluster that this machine is in), HOST:PORT (of its head, usually port 6379), ray://HOST:PORT (of its "
@@ -219,12 +222,15 @@ def _behind_client(given: str) -> str:
     use_token()
     command = [sys.executable, "-c", ASK_CLIENT, given]
     environment = os.environ | {ADDRESS: ""}
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=JOIN_S, process_group=0, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise _refused(given, f"Ray Client gave no answer in {JOIN_S:.0f} s", NOT_A_NODE) from None
+    for _ in range(CLIENT_TRIES):
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=JOIN_S, process_group=0, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise _refused(given, f"Ray Client gave no answer in {JOIN_S:.0f} s", NOT_A_NODE) from None
+        if CLIENT_TOO_SLOW not in done.stderr:
+            break
     if done.returncode != 0 or not done.stdout.strip():
         last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise _refused(given, f"what listens there is no Ray Client that can be used: {last[:200]}", NOT_A_NODE)

@@ -1,4 +1,6 @@
-"""What all tests share: frame stores in a temporary folder, one thread for torch, no Hypothesis deadline."""
+"""What all tests share: frame stores in a temporary folder, one thread for torch, trials with the priority of other
+processes, no Hypothesis deadline.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from hypothesis import settings
 
 # read when torch is imported, here and in subprocesses: tests run side by side, and these tensors are tiny
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's default is nice 15, with which a trial gets next to nothing while anything else on the machine computes
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 settings.register_profile("tests", deadline=None)  # a loaded machine is no fault of the code
 settings.load_profile("tests")

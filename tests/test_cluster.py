@@ -17,13 +17,13 @@ import psutil
 import pytest
 
 from model.errors import ConfigError
-from model.sinks import read_csv
 from sweep import cluster, submit
 from sweep.run import main
 from sweep.wait_for_nodes import main as wait_for_nodes
+from tests.faults import SWEEP_S, driver, rows_of, write_spec
 from tests.ray_nodes import RayNodes
 from tests.sweeping import TINY_TRAINER
-from tests.test_run import LIMIT_S, command, rows_of, sweep, table, wait_for, write_spec
+from tests.test_run import LIMIT_S, sweep, table, wait_for
 
 slow = pytest.mark.slow
 pytestmark = pytest.mark.timeout(900)  # the first test of a worker also waits for what all share
@@ -86,35 +86,23 @@ def listening(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
-def started(spec: Path, results: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(spec, results, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def has_epochs(results: Path, trial: str, count: int) -> bool:
-    rows = results / "trials" / trial / "epoch.csv"
-    return rows.exists() and len(read_csv(rows)) >= count
-
-
 # --- a Ray of our own ----------------------------------------------------------------------------------------------
 
 
 @slow
 def test_nothing_that_a_sweep_starts_listens_beyond_loopback_and_strangers_need_a_token(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, **CONTENT | {"run_cap": 1, "trainer": {**TINY_TRAINER, "epochs": 5000}})
-    with started(spec, tmp_path / "results") as driver:
-        wait_for(lambda: has_epochs(tmp_path / "results", "0000", 2), "the trial trains")
-        family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+    with driver(spec, tmp_path / "results") as started:
+        started.until_epoch("0000", 2)
+        family = [psutil.Process(started.process.pid), *started.below()]
         found = listening(family)
         (gcs,) = [process for process in family if process.name() == "gcs_server"]
         port = next(s.laddr.port for s in gcs.net_connections(kind="tcp") if s.status == psutil.CONN_LISTEN)
         ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"127.0.0.1:{port}"]
         stranger = os.environ | {"RAY_AUTH_MODE": "disabled", cluster.IN_NO_NETWORK: "0"}
         answer = subprocess.run(ask, env=stranger, capture_output=True, text=True, timeout=60, check=False)
-        driver.send_signal(signal.SIGINT)
-        printed = driver.communicate(timeout=LIMIT_S)[0]
-    assert driver.returncode == 130, printed
+        started.process.send_signal(signal.SIGINT)
+        assert started.ended(60) == 130, started.printed
     assert {name.partition(" ")[0] for name in found} >= {"gcs_server", "raylet"}
     assert {name for name in found if name.rpartition(" ")[2] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")} == set()
     assert answer.returncode != 0
@@ -130,16 +118,16 @@ def test_a_node_is_killed_and_one_added_and_the_sweep_ends_with_the_rows_of_an_u
 ) -> None:
     results = tmp_path / "results"
     assert wait_for_nodes([nodes.address, "3"]) == 0
-    with started(write_spec(tmp_path, **CONTENT), results, "--address", nodes.address) as driver:
-        wait_for(lambda: len(trials_on(nodes)) >= 2, "two trials run")
-        wait_for(lambda: any(has_epochs(results, f"{n:04d}", 3) for n in range(3)), "one of them has trained")
+    with driver(write_spec(tmp_path, **CONTENT), results, "--address", nodes.address) as started:
+        started.until(lambda: len(trials_on(nodes)) >= 2, "two trials run")
+        started.until_rows(18)
         busy = [node for node in nodes.nodes[1:] if any(p in node.family() for p in trials_on(nodes))]
         assert busy, "a node beside the head has a trial"
         nodes.nodes.remove(busy[0])
         busy[0].kill()
         nodes.add()
-        printed = driver.communicate(timeout=LIMIT_S)[0]
-    assert driver.returncode == 0, printed
+        assert started.ended(SWEEP_S) == 0, started.printed
+        printed = started.printed
     assert f"joined the Ray cluster {nodes.address}: 3 nodes, 3 CPU, 0 GPU" in printed
     assert "Traceback" not in printed
     assert [row["state"] for row in table(results)] == ["complete"] * 3
@@ -155,12 +143,11 @@ def test_a_signal_to_the_driver_ends_the_trials_and_leaves_the_cluster(
     results, spec = tmp_path / "results", write_spec(tmp_path, **CONTENT)
     # as a scheduler would start it, each time; the cluster is found by its Ray Client, and joined directly
     again = ["--address", f"ray://127.0.0.1:{client_port}", "--resume-or-start"]
-    with started(spec, results, *again) as driver:
-        wait_for(lambda: any(has_epochs(results, f"{n:04d}", 3) for n in range(3)), "a trial has trained")
-        driver.send_signal(signal.SIGTERM)
-        printed = driver.communicate(timeout=60)[0]
-    assert driver.returncode == 130, printed
-    assert "--resume" in printed
+    with driver(spec, results, *again) as started:
+        started.until_rows(18)
+        started.process.send_signal(signal.SIGTERM)
+        assert started.ended(60) == 130, started.printed
+        assert "--resume" in started.printed
     wait_for(lambda: not trials_on(nodes), "the sweep's workers have ended")
     assert wait_for_nodes([nodes.address, "3", "--limit", "0"]) == 0
     assert list((results / "trials").glob("*/checkpoint/last.pt")), "a trial left a checkpoint"
@@ -174,13 +161,13 @@ def test_when_the_head_of_a_cluster_is_gone_the_driver_says_so_and_ends(tmp_path
     content = CONTENT | {"run_cap": 1, "trainer": {**TINY_TRAINER, "epochs": 5000}}
     with (
         RayNodes({"num_cpus": 1}) as alone,
-        started(write_spec(tmp_path, **content), tmp_path / "results", "--address", alone.address) as driver,
+        driver(write_spec(tmp_path, **content), tmp_path / "results", "--address", alone.address) as started,
     ):
-        wait_for(lambda: has_epochs(tmp_path / "results", "0000", 2), "the trial trains")
+        started.until_epoch("0000", 2)
         (gcs,) = [process for process in alone.family() if process.name() == "gcs_server"]
         gcs.kill()
-        printed = " ".join(driver.communicate(timeout=LIMIT_S)[0].split())
-    assert driver.returncode == 3, printed
+        assert started.ended() == 3, started.printed
+        printed = started.printed
     assert f"the head of the Ray cluster, {alone.nodes[0].about['address']}, does not answer; waiting 50 s" in printed
     assert "is gone; all that finished is kept; go on with the same command and --resume" in printed
     assert "Traceback" not in printed
@@ -371,6 +358,31 @@ def test_a_wrong_token_and_a_wrong_port_are_told_apart(nodes: RayNodes, monkeypa
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     assert "it wants another token than the one here" in refusal(nodes.address)
+
+
+FIRST_TOO_SLOW = """
+import pathlib, sys
+tried = pathlib.Path({tried!r})
+tried.write_text(tried.read_text() + "x" if tried.exists() else "x")
+sys.exit("RuntimeError: " + {said!r}) if len(tried.read_text()) <= {times} else print("10.0.0.1:6379")
+"""
+
+
+@pytest.mark.parametrize(("times", "found"), [(2, True), (9, False)])
+def test_a_busy_head_whose_ray_client_is_too_slow_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, found: bool
+) -> None:
+    tried = tmp_path / "tried"
+    script = FIRST_TOO_SLOW.format(tried=str(tried), said=f"{cluster.CLIENT_TOO_SLOW}. See a log.", times=times)
+    monkeypatch.setattr(cluster, "ASK_CLIENT", script)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"ray://127.0.0.1:{listening.getsockname()[1]}"
+        if found:
+            assert cluster._head(address) == ("10.0.0.1", 6379)
+        else:
+            with pytest.raises(ConfigError, match=f"{address}: .* {cluster.CLIENT_TOO_SLOW}"):
+                cluster._head(address)
+    assert tried.read_text() == "xxx"
 
 
 def test_an_address_holds_for_its_command_and_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
