@@ -20,6 +20,7 @@ INSPECT_LIMIT_S = 60.0
 # wandb's service writes a run's file behind the run's back: `finish` returns, and a killed worker is gone, before the
 # last rows are in it. A file without its last record is complete once nothing was written to it for QUIET_S.
 QUIET_S, WRITING_LIMIT_S = 2.0, 15.0
+FLUSH_S = 16.0  # wandb's service keeps up to 32 KiB of a part for 15 s before it writes them
 KINDS = OFFLINE, ONLINE = "offline-run", "run"  # how the name of a run's folder begins
 UNREADABLE = "unreadable"
 BROKEN_STREAM = "filestream: fatal error"  # in wandb's log: rows did not arrive
@@ -29,7 +30,9 @@ STILL_WRITTEN_S = 60.0  # a part without an end that another machine wrote to wi
 def last_rows(folder: Path, run_id: str, kinds: Sequence[str] = KINDS) -> tuple[int, int]:
     """(batch/iteration, epoch) of the last rows in all parts of a run below `folder`/wandb; -1 where there is none.
 
-    A part that was cut off by a kill counts as far as it can be read. Waits for a part that is still being written.
+    A part that was cut off by a kill counts as far as it can be read. Waits for a part that is still being written, or
+    of which a service process on this machine still keeps rows: its own process may be stopped, and its trial given to
+    this one.
 
     Args:
         kinds: of the parts that count: how the names of their folders begin.
@@ -38,12 +41,24 @@ def last_rows(folder: Path, run_id: str, kinds: Sequence[str] = KINDS) -> tuple[
     for kind in kinds:
         # two parts that start in the same second: the later one's folder ends with -1
         for file in sorted(folder.glob(f"wandb/{kind}-*-{run_id}*/run-{run_id}.wandb")):
+            _wait_for_flush(file)
             for record in whole_records(file):
                 if record.get("type") == "history":
                     item = record["history"]["item"]
                     iteration = max(iteration, int(item.get(BATCH_STEP, -1)))
                     epoch = max(epoch, int(item.get(EPOCH_STEP, -1)))
     return iteration, epoch
+
+
+def _wait_for_flush(file: Path) -> None:
+    give_up = time.monotonic() + FLUSH_S
+    with suppress(OSError):
+        before = file.stat().st_mtime
+        # below 0: the clock was set back
+        while 0 <= time.time() - before < FLUSH_S and time.monotonic() < give_up and file.resolve() in _open_files():
+            if file.stat().st_mtime != before:
+                return
+            time.sleep(0.2)
 
 
 def whole_records(file: Path) -> list[dict[str, Any]]:

@@ -139,6 +139,20 @@ def going_on(bad_day: tuple[Path, Path], *options: str, env: dict[str, str] | No
     return driver(spec, results, *again, *options, env=env)
 
 
+def until_under_way(running: Driver) -> str:
+    """Wait until the sweep has gone on by some rows and a trial is in its first half; returns which."""
+    running.until_rows(12)
+    found: list[str] = []
+
+    def is_found() -> bool:
+        trial = under_way(running.results)
+        found.extend([trial] if trial is not None else [])
+        return bool(found)
+
+    running.until(is_found, "a trial in its first half")
+    return found[0]
+
+
 def assert_said(running: Driver, *words: str) -> None:
     printed = running.printed
     for word in words:
@@ -150,7 +164,7 @@ def assert_said(running: Driver, *words: str) -> None:
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_when_ray_itself_is_killed_the_driver_ends_and_says_how_to_go_on(bad_day: tuple[Path, Path], name: str) -> None:
     with going_on(bad_day) as running:
-        running.until_rows(12)
+        until_under_way(running)
         (process,) = [process for process in running.below() if process.name() == name]
         process.kill()
         assert running.ended(END_S + 5) == 3
@@ -161,7 +175,7 @@ def test_when_ray_itself_is_killed_the_driver_ends_and_says_how_to_go_on(bad_day
 
 def test_sigterm_to_every_process_of_the_sweep_at_once_ends_it_cleanly(bad_day: tuple[Path, Path]) -> None:
     with going_on(bad_day) as running:
-        running.until_rows(12)
+        until_under_way(running)
         for process in [*running.below(), psutil.Process(running.process.pid)]:
             process.terminate()
         assert running.ended(END_S + 5) == 130
@@ -172,7 +186,7 @@ def test_sigterm_to_every_process_of_the_sweep_at_once_ends_it_cleanly(bad_day: 
 
 def test_sigint_twice_ends_at_once(bad_day: tuple[Path, Path]) -> None:
     with going_on(bad_day) as running:
-        running.until_rows(12)
+        until_under_way(running)
         os.killpg(running.process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
         running.until(lambda: "once more ends at once" in running.printed, "its answer")
         os.killpg(running.process.pid, signal.SIGINT)
@@ -190,7 +204,7 @@ def test_a_killed_worker_one_that_got_sigterm_and_a_killed_wandb_service_cost_no
             (signal.SIGTERM, "goes on in another"),
             (None, "another one was given the rows"),
         ):
-            running.until_rows(12)
+            until_under_way(running)
             said = running.printed.count(sign)
             (worker,) = running.named("Trainable")
             (service,) = [process for process in running.below() if process.name() == "wandb-core"]
@@ -207,7 +221,7 @@ def test_a_killed_worker_one_that_got_sigterm_and_a_killed_wandb_service_cost_no
 
 def test_sigterm_twice_is_one_request_for_an_orderly_end(bad_day: tuple[Path, Path]) -> None:
     with going_on(bad_day) as running:
-        running.until_rows(12)
+        until_under_way(running)
         for _ in range(2):
             os.killpg(running.process.pid, signal.SIGTERM)
         assert running.ended(END_S) == 130
@@ -260,12 +274,10 @@ def test_a_worker_that_comes_back_late_writes_nothing_more(tmp_path: Path, undis
         with driver(spec, tmp_path / "second", "--resume", "--results", str(results)) as second:
             assert second.ended() == 2
             assert f"process {running.process.pid}" in second.printed
-        running.until(lambda: under_way(results) is not None, "a trial in its first half")
+        trial = until_under_way(running)
         running.process.kill()
         running.process.wait()
         assert running.left_over() == []
-    trial = under_way(results)
-    assert trial is not None
     shared = {
         "sweep": "tiny",
         "sweep_uid": json.loads((results / "provenance.json").read_text())["uid"],
@@ -292,8 +304,11 @@ def test_a_worker_that_comes_back_late_writes_nothing_more(tmp_path: Path, undis
             stop(psutil.Process(late.pid))
             finish(spec, results)
             before = files_of(results / "trials")
+            services = [process for process in psutil.Process(late.pid).children() if process.name() == "wandb-core"]
+            assert services
             late.send_signal(signal.SIGCONT)
             assert late.wait(60) == 1
+            assert not psutil.wait_procs(services, timeout=60)[1]
         finally:
             late.kill()
     assert files_of(results / "trials") == before
