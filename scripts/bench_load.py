@@ -133,7 +133,7 @@ def run(spec: SweepSpec, results: ResultsFolder) -> None:
     table = TrialTable(results, spec)
     clock = Clock(
         num_trials=spec.num_trials,
-        done=0,
+        earlier=(),
         epochs=spec.trainer.epochs,
         find=study.record,
         sign=1.0,
