@@ -21,6 +21,20 @@ settings.register_profile("tests", deadline=None)  # a loaded machine is no faul
 settings.load_profile("tests")
 
 
+# what takes longest begins first, so that the two workers end together
+_ORDER = ("ray", "browser", "process")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ray's tests and pages are processes too; what is exclusive shares a worker; the longest first."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("ray", "browser")):
+            item.add_marker("process")
+        if item.get_closest_marker("exclusive") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("exclusive"))
+    items.sort(key=lambda item: next((n for n, name in enumerate(_ORDER) if item.get_closest_marker(name)), len(_ORDER)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_client_of_wandb_left() -> Iterator[None]:
     """wandb keeps what it read of the environment for the whole process; the next module's tests have another one."""
