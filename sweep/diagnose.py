@@ -4,11 +4,10 @@
     python -m sweep.diagnose runs/first --apply next.yaml && python -m model.train next.yaml
     python -m sweep.diagnose results/alpha_beta
     python -m sweep.diagnose wandb/offline-run-20260101_120000-abc123
-    python -m sweep.diagnose wandb_export.csv
 
-RUN is a trial's folder, the output folder of `python -m model.train`, the results folder of a sweep, W&B's folder of a
-run (or the `.wandb` file in it), or a CSV file that W&B's page exported of a run's history or of a chart. It is only
-read, also while the run goes on. The rules are those of sweep/diagnosis.py.
+RUN is a trial's folder, the output folder of `python -m model.train`, the results folder of a sweep, or W&B's folder of
+a run (or the `.wandb` file in it). It is only read, also while the run goes on. The rules are those of
+sweep/diagnosis.py.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from rich.console import Console
 
 from model.errors import ConfigError, DataError, UserError
 from sweep.diagnosis_apply import apply_changes
-from sweep.diagnosis_input import NoRowsError, Run, load_run, read_runs
+from sweep.diagnosis_input import NoRowsError, Run, load_run, read_run
 from sweep.diagnosis_text import Judged, print_run, print_runs
 from sweep.diagnosis_verdict import verdict
 from sweep.limits import Rule, Severity
@@ -42,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "run",
         type=Path,
         metavar="RUN",
-        help="folder of a trial, a training run or a sweep's results; W&B's folder of a run; a CSV file exported there",
+        help="folder of a trial, a training run or a sweep's results; W&B's folder of a run",
     )
     result.add_argument("--apply", type=Path, metavar="OUT.yaml", help="write the run's config with all remedies")
     result.add_argument(
@@ -67,11 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             example = path / "trials" / "0000"
             _check_single(options, f"{path} is a sweep; give one trial, such as {example}")
             return _diagnose_sweep(path, console)
-        runs = read_runs(path)
-        if len(runs) > 1:
-            _check_single(options, f"{path} holds {len(runs)} runs; export one of them")
-            return _diagnose_several(path, runs, console)
-        return _diagnose_run(runs[0], options, console)
+        return _diagnose_run(read_run(path), options, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -94,15 +89,6 @@ def _diagnose_run(run: Run, options: argparse.Namespace, console: Console) -> in
         diverged = any(found.rule is Rule.NOT_FINITE for found in findings)
         return 2 if diverged else int(not result.passed)
     return int(any(found.severity is not Severity.INFO for found in findings))
-
-
-def _diagnose_several(path: Path, runs: Sequence[Run], console: Console) -> int:
-    """A line per run. Returns the exit code of `main`."""
-    judged = [Judged(run.name, len(run.epochs), run.findings()) for run in runs]
-    print_runs(str(path), judged, [], console)
-    for note in dict.fromkeys(note for run in runs for note in run.notes):
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
-    return _code(judged)
 
 
 def _diagnose_sweep(folder: Path, console: Console) -> int:

@@ -1,4 +1,4 @@
-"""What the diagnosis is of: a run's folder, W&B's files of a run, or a CSV file that W&B's page exported."""
+"""What the diagnosis is of: a run's folder, or W&B's files of a run."""
 
 from __future__ import annotations
 
@@ -44,35 +44,38 @@ class Run:
         return diagnose(self.epochs, self.batches, self.config)
 
 
-def read_runs(path: Path) -> list[Run]:
-    """The run, or the runs, that `path` holds: one, but for a CSV file of several.
+def read_run(path: Path) -> Run:
+    """The run that `path` holds.
 
     Raises NoRowsError where nothing was trained yet, UserError where it is none of these or damaged.
     """
     if path.is_file():
         if path.name in STEP_COLUMN:
-            return [load_run(path.parent)]
+            return load_run(path.parent)
         if path.suffix == ".wandb":
-            return [_recorded(path)]
+            return _recorded(path)
         if path.suffix.lower() == ".csv":
-            return _exported(path)
-        raise ConfigError(f"{path}: is no CSV and no .wandb file; {WHAT_TO_GIVE}")
+            raise ConfigError(
+                f"{path}: CSV files that W&B's page exports are not read any more; give the trial's folder, its "
+                "batch.csv or epoch.csv, or the run's .wandb file"
+            )
+        raise ConfigError(f"{path}: is no run's batch.csv, epoch.csv or .wandb file; {WHAT_TO_GIVE}")
     if not path.is_dir():
         raise ConfigError(f"{path}: is no folder and no file; {WHAT_TO_GIVE}")
     if any((path / name).exists() for name in STEP_COLUMN):
-        return [load_run(path)]
+        return load_run(path)
     parts = sorted(path.glob("run-*.wandb")) or sorted(path.glob("*run-*/run-*.wandb"))
     runs = sorted({part.name for part in parts})
     if len(runs) == 1:
-        return [_recorded(parts[-1])]
+        return _recorded(parts[-1])
     if runs:
         raise ConfigError(f"{path}: holds W&B's files of {len(runs)} runs; give the folder of one: {parts[0].parent}")
-    return [load_run(path)]
+    return load_run(path)
 
 
 WHAT_TO_GIVE = (
     "give the folder of a trial, such as results/alpha_beta/trials/0003, the --out folder of model.train, a sweep's "
-    "results folder, a W&B run's folder (offline-run-*), or a CSV file exported from W&B"
+    "results folder, or a W&B run's folder (offline-run-*)"
 )
 
 
@@ -140,12 +143,3 @@ def _nested(fields: dict[str, object]) -> dict[str, object]:
             place = inner
         place[last] = value
     return content
-
-
-def _exported(path: Path) -> list[Run]:
-    from sweep.diagnosis_csv import read_exported
-
-    return [
-        Run(each.name or str(path), each.history.epoch, each.history.batch, notes=tuple(each.notes))
-        for each in read_exported(path)
-    ]

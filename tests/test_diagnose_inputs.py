@@ -1,6 +1,5 @@
-"""python -m sweep.diagnose on W&B's own files, on CSV files exported there, and on sweeps: where the rules fire."""
+"""python -m sweep.diagnose on W&B's own files and on sweeps: where the rules fire."""
 
-import csv
 import os
 import shutil
 import subprocess
@@ -13,12 +12,8 @@ from offline import records_of, run_files
 from test_diagnosis_live import LOPSIDED, job, trained
 from tiny import tiny_config
 
-from model.errors import DataError
-from model.sinks import read_csv
 from sweep.diagnose import main
-from sweep.diagnosis_csv import read_exported
-from sweep.diagnosis_input import load_run, read_runs
-from sweep.limits import Rule
+from sweep.diagnosis_input import load_run, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,25 +41,8 @@ def run(capsys, monkeypatch):
     return call
 
 
-def history_export(results, path, columns=None):
-    """A run's history as W&B's page exports it: updates and epochs mixed, empty cells."""
-    trial = results / "trials" / "0000"
-    epochs, batches = read_csv(trial / "epoch.csv"), read_csv(trial / "batch.csv")
-    rows = []
-    for epoch in epochs:
-        rows += [row for row in batches if row["batch/epoch"] == epoch["epoch"]]
-        rows.append(epoch)
-    names = columns or [*dict.fromkeys(name for row in rows for name in row)]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
-        writer.writerow(["Step", "_timestamp", *names, "pictures/reconstruction"])
-        for step, row in enumerate(rows):
-            writer.writerow([step, 1.7e9 + step, *(row.get(name, "") for name in names), "media/x.png" * (step == 3)])
-    return path
-
-
 def same_findings(path, results):
-    [read] = read_runs(path)
+    read = read_run(path)
     own = load_run(results / "trials" / "0000")
     assert [(f.rule, f.severity, f.epoch) for f in read.findings()] == [
         (f.rule, f.severity, f.epoch) for f in own.findings()
@@ -111,98 +89,22 @@ def test_a_damaged_wandb_file_is_named(run, tmp_path):
     assert f"{tmp_path / 'run-x.wandb'}: cannot be read" in err
 
 
-# --- CSV files
+# --- other files
 
 
-def test_a_table_of_a_runs_history_is_diagnosed_as_its_folder_is(lopsided, run, tmp_path):
-    path = history_export(lopsided, tmp_path / "export.csv")
-    read = same_findings(path, lopsided)
-    assert (len(read.epochs), len(read.batches), read.notes) == (3, 18, ())
-    assert run(path)[0] == 1
-
-
-def test_a_table_without_rows_of_epochs_gets_them_from_the_updates(lopsided, tmp_path):
-    names = [name for name in read_csv(lopsided / "trials" / "0000" / "batch.csv")[0] if name != "batch/epoch"]
-    path = history_export(lopsided, tmp_path / "export.csv", names)
-    [read] = read_runs(path)
-    assert Rule.STATIC_SHARE in {finding.rule for finding in read.findings()}
-    assert [note.partition(";")[0] for note in read.notes] == ["there is no batch/epoch", "there are no rows of epochs"]
-
-
-def test_updates_without_an_epoch_belong_to_the_epoch_whose_row_comes_next(lopsided, tmp_path):
-    names = ["batch/loss_static", "batch/loss_dynamic", "epoch", "epoch/train_loss"]
-    [read] = read_runs(history_export(lopsided, tmp_path / "export.csv", names))
-    assert [row["batch/epoch"] for row in read.batches] == [0] * 6 + [1] * 6 + [2] * 6
-
-
-def chart(path, *lines, axis="Step", metric="batch/loss_static"):
-    """A chart's export with these runs: name -> values, None where a run has none at a step."""
-    header = [axis]
-    for name, _ in lines:
-        header += [f"{name} - {metric}", f"{name} - {metric}__MIN", f"{name} - {metric}__MAX"]
-    rows = [header]
-    for step in range(max(len(values) for _, values in lines)):
-        cells = [str(step)]
-        for _, values in lines:
-            value = values[step] if step < len(values) else None
-            cells += [""] * 3 if value is None else [str(value)] * 3
-        rows.append(cells)
-    path.write_text("﻿" + "\n".join(",".join(f'"{cell}"' for cell in row) for row in rows) + "\n", encoding="utf-8")
-    return path
-
-
-def test_a_chart_of_several_runs_gets_a_line_for_each(run, tmp_path):
-    path = chart(tmp_path / "c.csv", ("sweep - 触觉", [1.0] * 20 + [9.0]), ("b", [1.0, None] * 10))
-    code, out, _ = run(path)
-    assert code == 1
-    assert "sweep - 触觉" in out
-    assert "loss jumps (warning)" in out
-    assert [found.name for found in read_exported(path)] == ["sweep - 触觉", "b"]
-    assert run(path, "--verdict")[0] == 2
-    assert "holds 2 runs" in run(path, "--apply", tmp_path / "next.yaml")[2]
-
-
-def test_a_chart_over_epochs_tells_them(tmp_path):
-    path = chart(tmp_path / "c.csv", ("a", [1.0, 0.8, "NaN"]), axis="epoch", metric="epoch/train_loss")
-    [read] = read_runs(path)
-    assert [row["epoch"] for row in read.epochs] == [0, 1, 2]
-    [finding] = [found for found in read.findings() if found.rule is Rule.NOT_FINITE]
-    assert finding.epoch == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("Step,batch/loss_total\n0,1.0\n1,much\n", "line 3, 'batch/loss_total': 'much' is no number"),
-        ("Step,batch/loss_total\n0,1.0\n1,1.0,7\n", "line 3 has 3 cells, line 1 has 2"),
-        ("Step,epoch,epoch/train_loss\n0,0.5,1.0\n", "line 2, 'epoch': '0.5' must be a whole number"),
-        ("Step,loss\n0,1.0\n", "line 1 names no metric of ours"),
-        ("Step;batch/loss_total\n0;1.0\n", "line 1 names no metric of ours"),
-        ("Step,batch/loss_total\n0,\n", "holds no row with metrics of ours"),
-        ("", "line 1 names no metric of ours"),
-        ("Step,a - batch/lr,a - batch/lr\n0,1,2\n", "line 1 has 'a - batch/lr' twice"),
-        ('Step,batch/lr\n0,"1\n', "is no CSV"),
-    ],
-)
-def test_a_damaged_export_is_named_with_its_line(run, tmp_path, text, message):
+def test_a_csv_that_was_exported_from_wandb_is_refused_with_what_to_give(run, tmp_path):
     path = tmp_path / "export.csv"
-    path.write_text(text)
+    path.write_text("Step,s-0000 - batch/loss_total\n0,1.0\n")
     code, out, err = run(path)
     assert (code, out) == (2, "")
-    assert str(path) in err
-    assert message in err
-
-
-def test_an_export_that_is_no_text_is_named(tmp_path):
-    (tmp_path / "export.csv").write_bytes(b"\xff\xfe\x00\n\x81\n")
-    with pytest.raises(DataError, match=r"export\.csv: is no text"):
-        read_exported(tmp_path / "export.csv")
+    assert err.startswith(f"error: {path}: CSV files that W&B's page exports are not read any more; give the trial's")
+    assert err.count("\n") == 1
 
 
 def test_a_trials_own_table_stands_for_its_folder_and_other_files_are_refused(lopsided, run, tmp_path):
     same_findings(lopsided / "trials" / "0000" / "batch.csv", lopsided)
     (tmp_path / "notes.txt").write_text("x")
-    assert "is no CSV and no .wandb file" in run(tmp_path / "notes.txt")[2]
+    assert "is no run's batch.csv, epoch.csv or .wandb file" in run(tmp_path / "notes.txt")[2]
 
 
 # --- the verdict
