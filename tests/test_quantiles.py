@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep.quantiles import QUANTILE_EDGE, Beta, Normal, beta_cdf
+from sweep.quantiles import QUANTILE_EDGE, Beta, Normal
 from tests.specs import is_multiple
 
 
@@ -42,19 +42,11 @@ shapes = st.floats(0.1, 50) | st.sampled_from([0.1, 1, 2, 1e4])
 
 
 @given(st.floats(0, 1), st.integers(1, 30), st.integers(1, 30))
-def test_beta_cdf_with_whole_shapes_is_a_binomial_tail(x, a, b):
+def test_the_share_below_a_value_of_a_beta_with_whole_shapes_is_a_binomial_tail(x, a, b):
     # at least a of a + b - 1 uniform numbers are below x: exact, in fractions
     draws, p = a + b - 1, Fraction(x)
     exact = sum(math.comb(draws, k) * p**k * (1 - p) ** (draws - k) for k in range(a, draws + 1))
-    assert beta_cdf(x, a, b) == pytest.approx(float(exact), rel=1e-10, abs=1e-13)
-
-
-@given(st.floats(0, 1), st.floats(0, 1), shapes, shapes)
-def test_beta_cdf_rises_from_0_to_1_and_is_symmetric(x, y, a, b):
-    low, high = sorted((x, y))
-    assert 0 <= beta_cdf(low, a, b) <= beta_cdf(high, a, b) + 1e-9 <= 1 + 1e-9
-    assert beta_cdf(0.5, a, b) == pytest.approx(1 - beta_cdf(0.5, b, a), abs=1e-9)
-    assert (beta_cdf(0.0, a, b), beta_cdf(1.0, a, b)) == (0, 1)
+    assert Beta(a, b).cdf(x) == pytest.approx(float(exact), rel=1e-10, abs=1e-13)
 
 
 def test_a_beta_of_ones_is_uniform_and_one_of_equal_shapes_has_its_median_in_the_middle():
