@@ -9,6 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 # read when ray is imported or Tune starts
@@ -25,11 +28,11 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours lets trials leave a chec
 
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from model.errors import ConfigError
 from sweep import preflight
-from sweep.cluster import fits, ray_cluster
+from sweep.cluster import Cluster, fits, ray_cluster
 from sweep.faults import MachineError, out_of_memory, storage_trouble
 from sweep.halt import GO_ON, Halt, Overdue
 from sweep.logs import kept
@@ -141,6 +144,80 @@ class _TuneCallback(tune.Callback):
             self._watcher.ended(trial)
 
 
+@dataclass(frozen=True)
+class Search:
+    """What an engine drives to its end.
+
+    Attributes:
+        trainable: runs a trial, an epoch a step.
+        shared: what the config of every trial holds beside what the searcher suggests.
+        searcher, scheduler: which trial comes next, and which one stops early.
+        callback: is told what happens.
+        num_trials: -1 where only the searcher knows.
+        concurrent: trials at a time.
+    """
+
+    spec: SweepSpec
+    folder: ResultsFolder
+    trainable: type[tune.Trainable]
+    shared: dict[str, Any]
+    searcher: StudySearcher
+    scheduler: TrialScheduler
+    callback: tune.Callback
+    num_trials: int
+    concurrent: int
+
+
+class Engine(Protocol):
+    """What trials run on."""
+
+    def opened(self, verbose: bool) -> AbstractContextManager[Cluster]:
+        """The machines, within."""
+
+    def check_memory(self, spec: SweepSpec, concurrent: int, stopped: Callable[[], bool]) -> str | None:
+        """As sweep.memory_task.check_memory."""
+
+    def fit(self, search: Search) -> None:
+        """Run the search to its end."""
+
+
+class RayTune:
+    """The engine of sweeps."""
+
+    def opened(self, verbose: bool) -> AbstractContextManager[Cluster]:
+        return ray_cluster(verbose)
+
+    def check_memory(self, spec: SweepSpec, concurrent: int, stopped: Callable[[], bool]) -> str | None:
+        return check_memory(spec, concurrent, stopped)
+
+    def fit(self, search: Search) -> None:
+        resources = search.spec.resources
+        tune.Tuner(
+            tune.with_resources(search.trainable, {"cpu": resources.cpu, "gpu": resources.gpu}),
+            param_space=search.shared,
+            tune_config=tune.TuneConfig(
+                search_alg=search.searcher,
+                scheduler=search.scheduler,
+                num_samples=search.num_trials,
+                max_concurrent_trials=search.concurrent,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.config["trial"],
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=str(search.folder.path),
+                verbose=0,
+                callbacks=[search.callback],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=search.spec.retries.max_failures),
+            ),
+        ).fit()
+
+
+ENGINE: Engine = RayTune()
+"""The one that `run_trials` uses where no other is given."""
+
+
 def run_trials(
     spec: SweepSpec,
     folder: ResultsFolder,
@@ -153,6 +230,7 @@ def run_trials(
     remote: str | None = None,
     verbose: bool = False,
     trainable: type[tune.Trainable] = SweepTrainable,
+    engine: Engine | None = None,
 ) -> bool:
     """Run `num_trials` more trials (unfinished ones included) to their ends; True where the user stopped it.
 
@@ -161,11 +239,13 @@ def run_trials(
         remote: URL that the folder is the local copy of.
         verbose: print what Ray and its workers say, which else goes to the folder's logs.
         trainable: what runs a trial in a worker.
+        engine: what runs the workers; None means ENGINE.
 
     Raises:
         ConfigError: no node has the resources of one trial, or nodes are not fit for the sweep.
         MachineError: the disk is full, or Ray has died; what was under way is left for a later driver.
     """
+    engine = engine or ENGINE
     population = search and spec.search.pbt is not None
     searcher = _searcher(spec, folder, study, num_trials, search)
 
@@ -178,7 +258,7 @@ def run_trials(
     with (
         halt.guarding(),
         kept(folder.path, verbose) as logs,
-        ray_cluster(verbose) as cluster,
+        engine.opened(verbose) as cluster,
         halt.signals(),
         halt.watching_ray(cluster.address),
     ):
@@ -198,7 +278,7 @@ def run_trials(
         )
         if search and is_wanted(spec.resources):
             on_one_node = max(fits(spec.resources, node.resources) for node in cluster.nodes)
-            if text := check_memory(spec, min(concurrent, num_trials, on_one_node), lambda: halt.asked):
+            if text := engine.check_memory(spec, min(concurrent, num_trials, on_one_node), lambda: halt.asked):
                 watcher.warning(text)
         shared = {
             "sweep": spec.name,
@@ -213,29 +293,20 @@ def run_trials(
             "hang_s": spec.retries.hang_s,
             "remote": remote,
         }
-        resources = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
-            param_space={"shared": shared, "stop_file": str(folder.stop_file), "threads": spec.resources.threads},
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=make_scheduler(spec, study) if search else FIFOScheduler(),
-                num_samples=-1 if population else num_trials,  # parts of trials; the searcher knows when it is over
-                max_concurrent_trials=concurrent,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.config["trial"],
-            ),
-            run_config=tune.RunConfig(
-                name="ray",
-                storage_path=str(folder.path),
-                verbose=0,
-                callbacks=[_TuneCallback(watcher, halt, folder, spec.retries.hang_s)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=spec.retries.max_failures),
-            ),
-        )
         try:
-            tuner.fit()
+            engine.fit(
+                Search(
+                    spec=spec,
+                    folder=folder,
+                    trainable=trainable,
+                    shared={"shared": shared, "stop_file": str(folder.stop_file), "threads": spec.resources.threads},
+                    searcher=searcher,
+                    scheduler=make_scheduler(spec, study) if search else FIFOScheduler(),
+                    callback=_TuneCallback(watcher, halt, folder, spec.retries.hang_s),
+                    num_trials=-1 if population else num_trials,  # parts of trials; the searcher knows when it is over
+                    concurrent=concurrent,
+                )
+            )
         except Overdue:
             pass
         except Exception as error:

@@ -32,7 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("process")
         if item.get_closest_marker("exclusive") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("exclusive"))
-    items.sort(key=lambda item: next((n for n, name in enumerate(_ORDER) if item.get_closest_marker(name)), len(_ORDER)))
+    items.sort(
+        key=lambda item: next((n for n, name in enumerate(_ORDER) if item.get_closest_marker(name)), len(_ORDER))
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
