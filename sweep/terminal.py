@@ -12,9 +12,9 @@ from model.config import TrainConfig
 from model.sinks import read_csv
 from sweep.candidates import how_to_confirm
 from sweep.conclusion import Conclusion
+from sweep.early_stopping import max_epochs
 from sweep.lines import print_pairs, say
 from sweep.plan import SweepPlan
-from sweep.pruning import max_epochs
 from sweep.results import ResultsFolder, equal_weights
 from sweep.spec import SweepSpec
 from sweep.statistics import Estimate, smallest_shown

@@ -23,7 +23,7 @@ from model.sinks import read_csv
 from sweep.blocks import MetricSettings
 from sweep.candidates import Candidates
 from sweep.conclusion import conclude
-from sweep.pruning import Halving
+from sweep.early_stopping import AshaRule
 from sweep.report import figures as assembled
 from sweep.report.as_study import MAX_STUDIED, TRIAL, as_study
 from sweep.report.axes import axis_of
@@ -374,10 +374,10 @@ def test_rungs_are_where_the_scheduler_decides(first, eta, epochs):
     spec = make(early_terminate=ASHA | {"min_iter": first, "eta": eta}, trainer={"epochs": epochs})
     deciding = []
     for epoch in range(1, epochs):  # a bad trial beside a good one is stopped at the first rung that it comes to
-        rule = Halving(first, epochs, eta)
+        rule = AshaRule(first, epochs, eta)
         for good in range(1, epochs + 1):
             rule.stops(0, good, 0.0)
-        before = Halving(first, epochs, eta)
+        before = AshaRule(first, epochs, eta)
         for good in range(1, epochs + 1):
             before.stops(0, good, 0.0)
         for earlier in range(1, epoch):

@@ -1,4 +1,4 @@
-"""Every scheduler behind the same rules, driven by the calls that Ray makes; slow ones start Ray itself."""
+"""Early stopping within a search: searcher, scheduler and study, driven by the calls that Ray makes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialScheduler
 from rich.console import Console
 
-from sweep.pruning import max_epochs
 from sweep.results import ResultsFolder
 from sweep.run import run
-from sweep.schedulers import AshaKeepingPresets, MedianStopping, _named, make_scheduler
-from sweep.searcher import DIVERGED, EPOCHS, FINISHED, StudySearcher
+from sweep.schedulers import CONTINUE, STOP, make_scheduler
+from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, StudySearcher
 from sweep.spec import SweepSpec
 from sweep.stopping import StopRules
 from sweep.study import Outcome, Record, SweepStudy
 from tests.sweeping import TINY_TRAINER, tiny_spec
 
 METRIC = "objective/value"
-CONTINUE, STOP = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP)
 BLOCKS: dict[str, dict[str, Any]] = {
     "none": {},
     "hyperband": {"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 3}},
@@ -40,10 +35,6 @@ Curve = Callable[[str, int], float]  # (trial, epochs done) -> value
 def spec_of(kind: str, **changes: Any) -> SweepSpec:
     content = {"run_cap": 12, "trainer": {**TINY_TRAINER, "epochs": EPOCHS_OF_A_TRIAL}}
     return tiny_spec(**content | BLOCKS[kind] | changes)
-
-
-def trial(name: str, preset: str | None = None) -> Any:
-    return SimpleNamespace(trial_id=f"ray-{name}", config={"trial": name, "preset": preset})
 
 
 def curve(name: str, epochs: int) -> float:
@@ -166,50 +157,6 @@ def test_a_resumed_sweep_decides_as_an_uninterrupted_one(tmp_path: Path, kind: s
     assert resumed.intermediate_values() == uninterrupted.intermediate_values()
 
 
-@STOPPING
-def test_of_a_maximised_metric_the_low_trials_are_stopped(tmp_path: Path, kind: str) -> None:
-    metric = {"name": "eval/pred_skill", "goal": "maximize"}
-    scheduler = make_scheduler(spec_of(kind, metric=metric), SweepStudy(tmp_path, "s", spec_of(kind).space))
-    actions = {}
-    for name, value in (("0", 0.9), ("1", 0.8), ("2", 0.7), ("3", 0.1)):
-        who = trial(name)
-        scheduler.on_trial_add(None, who)
-        for epochs in (1, 2):
-            actions[name] = scheduler.on_trial_result(None, who, {EPOCHS: epochs, metric["name"]: value})
-            if actions[name] == STOP:
-                break
-    assert actions["0"] == CONTINUE
-    assert actions["3"] == STOP
-
-
-@pytest.mark.parametrize("kind", ["hyperband", "median"])
-def test_without_a_decision_before_the_trials_end_there_is_no_scheduler(tmp_path: Path, kind: str) -> None:
-    late = {**BLOCKS[kind]["early_terminate"], "min_iter": EPOCHS_OF_A_TRIAL}
-    spec = spec_of(kind, early_terminate=late)
-    assert type(make_scheduler(spec, SweepStudy(tmp_path, "s", spec.space))) is FIFOScheduler
-
-
-def test_of_searched_epochs_the_longest_trial_counts() -> None:
-    spec = spec_of("none", parameters={"epochs": {"values": [3, 9, 5]}, "alpha": {"min": 0.1, "max": 0.9}})
-    assert max_epochs(spec) == 9
-
-
-def test_a_trial_that_asha_decided_about_is_not_decided_about_again_after_a_resume(tmp_path: Path) -> None:
-    study = SweepStudy(tmp_path, "tiny", tiny_spec().space)
-    first, second = study.next().number, study.next().number
-    study.report(first, 0, 0.5)
-    study.report(second, 0, 0.7)
-    scheduler = AshaKeepingPresets(
-        time_attr=EPOCHS, metric=METRIC, mode="min", max_t=9, grace_period=1, reduction_factor=3
-    )
-    scheduler.replay(study)
-    resumed, new = trial(study.trial_name(second)), trial("0007")
-    scheduler.on_trial_add(None, resumed)
-    scheduler.on_trial_add(None, new)
-    assert scheduler.on_trial_result(None, new, {EPOCHS: 1, METRIC: 0.9}) == STOP
-    assert scheduler.on_trial_result(None, resumed, {EPOCHS: 1, METRIC: 0.7}) == CONTINUE
-
-
 @pytest.mark.slow
 @EVERY
 def test_under_ray_presets_train_to_their_end_and_none_stays_running(tmp_path: Path, kind: str) -> None:
@@ -223,75 +170,12 @@ def test_under_ray_presets_train_to_their_end_and_none_stays_running(tmp_path: P
         assert sorted(study.intermediate_values()[record.number]) == list(range(record.epochs))
 
 
-# --- median stopping ---
-
-
-finite = st.floats(-100, 100).map(lambda value: round(value, 3))
-
-
-@given(
-    curves=st.lists(st.lists(finite, min_size=1, max_size=6), min_size=2, max_size=8),
-    mode=st.sampled_from(["min", "max"]),
-    min_epochs=st.integers(1, 3),
-    min_trials=st.integers(1, 3),
-    data=st.data(),
-)
-def test_median_stopping_decides_as_rays_rule(
-    curves: list[list[float]], mode: str, min_epochs: int, min_trials: int, data: st.DataObject
-) -> None:
-    ours = MedianStopping(METRIC, mode, min_epochs, min_trials)
-    rays = MedianStoppingRule(EPOCHS, METRIC, mode, min_epochs, min_trials, min_time_slice=math.inf)  # it never pauses
-    trials = [trial(str(place)) for place in range(len(curves))]
-    names = [_named(who) for who in trials]
-    epochs = [0] * len(curves)
-    going = list(range(len(curves)))
-    while going:
-        place = data.draw(st.sampled_from(going))
-        value = curves[place][epochs[place]]
-        epochs[place] += 1
-        result = {EPOCHS: epochs[place], METRIC: value}
-        action = ours.on_trial_result(None, trials[place], result)
-        assert action == rays.on_trial_result(None, names[place], result)
-        if action == STOP or epochs[place] == len(curves[place]):
-            going.remove(place)
-
-
-def feed(scheduler: MedianStopping, name: str, *values: float, preset: str | None = None) -> str:
-    action = CONTINUE
-    for epochs, value in enumerate(values, 1):
-        action = scheduler.on_trial_result(None, trial(name, preset), {EPOCHS: epochs, METRIC: value})
-    return action
-
-
-def test_only_trials_that_came_as_far_count_for_the_median() -> None:
-    scheduler = MedianStopping(METRIC, "min", min_epochs=1, min_trials=3)
-    for name in ("a", "b"):
-        feed(scheduler, name, 0.5, 0.4)
-    feed(scheduler, "c", 0.5)
-    assert feed(scheduler, "bad", 0.45, 0.45) == CONTINUE  # two came as far
-    feed(scheduler, "d", 0.5, 0.4)
-    assert feed(scheduler, "worse", 0.9) == STOP
-
-
-def test_a_preset_goes_on_after_the_median_rule_would_have_stopped_it() -> None:
-    scheduler = MedianStopping(METRIC, "min", min_epochs=1, min_trials=1)
-    feed(scheduler, "a", 0.1, 0.1, 0.1)
-    assert feed(scheduler, "0000", 0.9, 0.9, 0.9, preset="equal-weights") == CONTINUE
-
-
-def test_the_value_of_a_trials_end_counts_once_and_an_interrupted_one_has_none() -> None:
-    scheduler = MedianStopping(METRIC, "min", min_epochs=1, min_trials=1)
-    feed(scheduler, "a", 0.2, 0.4)
-    scheduler.on_trial_complete(None, trial("a"), {EPOCHS: 2, METRIC: 0.4})  # it was stopped after this epoch
-    scheduler.on_trial_complete(None, trial("b"), {"trial_interrupted": True, "done": True})
-    assert feed(scheduler, "c", 0.21, 0.29) == CONTINUE  # the mean of a is 0.3, not 0.333
-    assert feed(scheduler, "d", 0.21, 0.31) == CONTINUE
-    assert feed(scheduler, "e", 0.31) == STOP
-
-
-def test_a_trial_that_crashed_trains_epochs_again_and_they_count_once() -> None:
-    scheduler = MedianStopping(METRIC, "min", min_epochs=1, min_trials=1)
-    feed(scheduler, "a", 0.5, 0.1, 0.1)
-    before = dict(scheduler._means[3])
-    feed(scheduler, "a", 0.5, 0.1, 0.1)
-    assert scheduler._means[3] == before
+def test_an_interrupted_trial_has_no_value_and_the_last_one_of_another_counts(tmp_path: Path) -> None:
+    spec = spec_of("median", early_terminate={"type": "median", "min_iter": 1, "min_trials": 1})
+    scheduler = make_scheduler(spec, SweepStudy(tmp_path, spec.name, spec.space))
+    one, two, three = (SimpleNamespace(config={"trial": name, "preset": None}) for name in ("0001", "0002", "0003"))
+    scheduler.on_trial_complete(None, one, {INTERRUPTED: True, "done": True})
+    assert scheduler.on_trial_result(None, two, {EPOCHS: 1, METRIC: 0.9}) == CONTINUE
+    scheduler.on_trial_complete(None, two, {EPOCHS: 2, METRIC: 0.1})
+    assert scheduler.on_trial_result(None, three, {EPOCHS: 1, METRIC: 0.8}) == CONTINUE
+    assert scheduler.on_trial_result(None, three, {EPOCHS: 2, METRIC: 0.8}) == STOP

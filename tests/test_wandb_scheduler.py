@@ -29,10 +29,8 @@ from wandb_scheduler_double import SchedulerDouble
 from model.errors import ConfigError
 from sweep.agents_study import SAMPLED, epochs_of
 from sweep.plan import first_trials
-from sweep.pruning import Halving, MedianRule, make_pruner
+from sweep.pruning import make_pruner
 from sweep.sampler_view import is_diverged
-from sweep.schedulers import STOP, AshaKeepingPresets, MedianStopping
-from sweep.searcher import EPOCHS
 from sweep.spec import load_spec
 from sweep.study import Outcome, SweepStudy
 from sweep.wandb_config import wandb_sweep_config
@@ -544,60 +542,6 @@ def test_of_a_maximised_metric_the_low_runs_are_stopped(tmp_path: Path) -> None:
 def test_nothing_is_stopped_where_the_first_decision_would_come_at_the_end(tmp_path: Path) -> None:
     spec = load_spec(write_spec(tmp_path, early_terminate={"type": "hyperband", "min_iter": 3}))
     assert isinstance(make_pruner(spec), optuna.pruners.NopPruner)
-
-
-finite = st.floats(-100, 100).map(lambda value: round(value, 3))
-
-
-@given(
-    curves=st.lists(st.lists(finite, min_size=1, max_size=7), min_size=2, max_size=9),
-    first=st.integers(1, 3),
-    eta=st.sampled_from([2, 2.5, 3, 4]),
-    maximise=st.booleans(),
-    median=st.booleans(),
-    data=st.data(),
-)
-def test_the_rules_decide_as_the_schedulers_of_ray(
-    curves: list[list[float]], first: int, eta: float, maximise: bool, median: bool, data: st.DataObject
-) -> None:
-    longest, sign = 7, -1.0 if maximise else 1.0
-    mode = "max" if maximise else "min"
-    scheduler: Any
-    rule: Any
-    if median:
-        scheduler, rule = MedianStopping("value", mode, first, 2), MedianRule(first, 2)
-    else:
-        rule = Halving(first, longest, eta)
-        scheduler = AshaKeepingPresets(
-            time_attr=EPOCHS, metric="value", mode=mode, max_t=longest, grace_period=first, reduction_factor=eta
-        )
-    trials = [RayTrial(str(place)) for place in range(len(curves))]
-    for trial in trials:
-        scheduler.on_trial_add(None, trial)
-    epochs = [0] * len(curves)
-    going = list(range(len(curves)))
-    while going:
-        place = data.draw(st.sampled_from(going))
-        value = curves[place][epochs[place]]
-        epochs[place] += 1
-        result = {EPOCHS: epochs[place], "value": value}
-        if epochs[place] == len(curves[place]):  # at its end Tune asks nothing
-            scheduler.on_trial_complete(None, trials[place], result)
-            rule.stops(place, epochs[place], sign * value)
-            going.remove(place)
-            continue
-        stopped = scheduler.on_trial_result(None, trials[place], result) == STOP
-        assert rule.stops(place, epochs[place], sign * value) == stopped
-        if stopped:
-            going.remove(place)
-
-
-class RayTrial:
-    """What our schedulers use of a trial of Ray."""
-
-    def __init__(self, name: str) -> None:
-        self.trial_id = name
-        self.config = {"trial": name, "preset": None}
 
 
 # --- several metrics, stop rules, warm start

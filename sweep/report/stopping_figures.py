@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sweep.early_stopping import MEDIAN_MIN_TRIALS, max_epochs
 from sweep.outcome import Outcome
-from sweep.pruning import MEDIAN_MIN_TRIALS, max_epochs
 from sweep.report.as_study import values_by_epoch
 from sweep.report.base import BLUE, GREY, ORANGE, RED, Figure, chosen, finished, hover, number, thin, thinned_out
 from sweep.report.data import SweepResults, TrialResult
