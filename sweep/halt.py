@@ -6,6 +6,7 @@ answers, this process ends itself, so that nobody waits for longer than LAST_S.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -14,8 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 
@@ -37,6 +40,33 @@ class Overdue(Exception):
     """The trials were asked to end and did not."""
 
 
+def _below() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+            return True
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a halt sees of its machine, and does to it."""
+
+    now: Callable[[], float] = time.monotonic
+    """A clock, in seconds."""
+    below: Callable[[], list[psutil.Process]] = _below
+    """The processes that this one has started, and theirs."""
+    answers: Callable[[str], bool] = _answers
+    """Whether somebody listens at HOST:PORT."""
+    end: Callable[[int], NoReturn] = os._exit
+    """Ends this process at once, with this exit code."""
+
+
 class Halt:
     """The end of a sweep before its trials', for whatever reason.
 
@@ -44,18 +74,26 @@ class Halt:
         stop_file: tells the trials, wherever they run, to leave a checkpoint and end.
         say: takes a line for the user.
         hand_out_no_more: is called at once.
+        machine: what tests put in the place of clock and processes.
 
     Attributes:
         asked: the user asked for it.
         trouble: what failed; None where nothing did.
     """
 
-    def __init__(self, stop_file: Path, say: Callable[[str], None], hand_out_no_more: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        stop_file: Path,
+        say: Callable[[str], None],
+        hand_out_no_more: Callable[[], None],
+        machine: Machine | None = None,
+    ) -> None:
         self.asked = False
         self.trouble: str | None = None
         self._stop_file = stop_file
         self._say = say
         self._hand_out_no_more = hand_out_no_more
+        self._machine = machine or Machine()
         self._since: float | None = None
         self._last_signal = (0, 0.0)
         self._ray: dict[str, psutil.Process] = {}
@@ -63,6 +101,7 @@ class Halt:
         self._children: list[psutil.Process] = []
         self._head: str | None = None
         self._head_seen, self._head_missed = 0.0, False
+        self._listed = -math.inf
         self._ended = threading.Event()
 
     def fail(self, trouble: str) -> None:
@@ -113,8 +152,8 @@ class Halt:
     @contextmanager
     def watching_ray(self, head: str | None = None) -> Iterator[None]:
         """Within, Ray's processes that this process has started are watched, or the head of a cluster, HOST:PORT."""
-        self._head, self._head_seen = head, time.monotonic()
-        self._children = psutil.Process().children(recursive=True)
+        self._head, self._head_seen = head, self._machine.now()
+        self._children = self._machine.below()
         self._ray = {child.name(): child for child in self._children if child.name() in RAY_PROCESSES}
         try:
             yield
@@ -135,7 +174,7 @@ class Halt:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        (last, at), now = self._last_signal, time.monotonic()
+        (last, at), now = self._last_signal, self._machine.now()
         if self.asked:
             if number == signal.SIGTERM == last and now - at < SAME_REQUEST_S:
                 return
@@ -147,41 +186,43 @@ class Halt:
     def _begin(self) -> None:
         self._hand_out_no_more()
         if self._since is None:
-            self._since = time.monotonic()
+            self._since = self._machine.now()
         with suppress(OSError):  # on a full disk the trials notice by themselves
             self._stop_file.touch()
 
     def _waited(self) -> float:
-        return 0.0 if self._since is None else time.monotonic() - self._since
+        return 0.0 if self._since is None else self._machine.now() - self._since
 
     def _guard(self) -> None:
-        listed = -LIST_EVERY_S
         while not self._ended.wait(LOOK_EVERY_S):
-            now = time.monotonic()
-            if self.ray_died():
-                self._begin()
-                if self._nobody_left_at is None and not self._trials_after_rays_death():
-                    self._nobody_left_at = now
-            elif now - listed > LIST_EVERY_S:
-                listed = now
-                # not when they are needed: the children of a process that has died are nobody's
-                self._children = psutil.Process().children(recursive=True)
-                self._look_at_head()
-            stuck = self._nobody_left_at is not None and now - self._nobody_left_at > LAST_S - ASKED_S
-            if stuck or self._waited() > LAST_S:
-                self._end_hard()
+            self.look()
+
+    def look(self) -> None:
+        """Look at Ray's processes, and end this process where an end is overdue; `guarding` does so all the time."""
+        now = self._machine.now()
+        if self.ray_died():
+            self._begin()
+            if self._nobody_left_at is None and not self._trials_after_rays_death():
+                self._nobody_left_at = now
+        elif now - self._listed > LIST_EVERY_S:
+            self._listed = now
+            # not when they are needed: the children of a process that has died are nobody's
+            self._children = self._machine.below()
+            self._look_at_head()
+        stuck = self._nobody_left_at is not None and now - self._nobody_left_at > LAST_S - ASKED_S
+        if stuck or self._waited() > LAST_S:
+            self._end_hard()
 
     def _look_at_head(self) -> None:
         """End this process where the head of the cluster is gone for good: nothing can be asked of Ray any more."""
         if (head := self._head) is None:
             return
-        host, _, port = head.rpartition(":")
-        with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+        if self._machine.answers(head):
             if self._head_missed:
                 self._say(f"the head of the Ray cluster, {head}, answers again")
-            self._head_seen, self._head_missed = time.monotonic(), False
+            self._head_seen, self._head_missed = self._machine.now(), False
             return
-        silent_s = time.monotonic() - self._head_seen
+        silent_s = self._machine.now() - self._head_seen
         if silent_s > HEAD_SILENT_S and not self._head_missed:
             self._head_missed = True
             self._say(f"the head of the Ray cluster, {head}, does not answer; waiting {HEAD_GONE_S:.0f} s for it")
@@ -201,7 +242,7 @@ class Halt:
                 trials.append(child)
         return bool(trials)
 
-    def _end_hard(self) -> None:
+    def _end_hard(self) -> NoReturn:
         for child in self._children:
             with suppress(psutil.Error):
                 child.kill()
@@ -212,7 +253,7 @@ class Halt:
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         with suppress(OSError):
             print(f"{show_cursor}{text}", file=sys.stderr, flush=True)
-        os._exit(MACHINE_FAILED if self.trouble else STOPPED)
+        self._machine.end(MACHINE_FAILED if self.trouble else STOPPED)
 
 
 def _name(process: psutil.Process) -> str:
