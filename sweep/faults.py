@@ -23,6 +23,8 @@ _STORAGE = {
     }.items()
     if hasattr(errno, name)
 }
+# a sweep could write here when it began; elsewhere, for example in the data, these are its user's input
+_RIGHTS = (errno.EACCES, errno.EPERM)
 # how torch, CUDA and Python begin to say that an allocation failed
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory")
 
@@ -35,13 +37,18 @@ def storage_trouble(error: BaseException, place: Path | None = None) -> str | No
     """What a file system refused, where that caused this error; None where something else did.
 
     Args:
-        place: what was written, for an error that does not say.
+        place: the folder that was written to, for an error that does not say. Rights count as trouble only there.
     """
     for cause in _chain(error):
-        if isinstance(cause, OSError) and cause.errno is not None and cause.errno in _STORAGE:
-            named = cause.filename if isinstance(cause.filename, str | os.PathLike) else place
-            what = "" if named is None else f": {os.fspath(named)} cannot be written"
-            return f"{_STORAGE[cause.errno]}{what} ({os.strerror(cause.errno)})"
+        if not isinstance(cause, OSError) or cause.errno is None:
+            continue
+        named = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, str | bytes | os.PathLike) else place
+        words = _STORAGE.get(cause.errno)
+        if cause.errno in _RIGHTS and place is not None and named is not None and named.is_relative_to(place):
+            words = "the rights to write are gone"
+        if words is not None:
+            what = "" if named is None else f": {named} cannot be written"
+            return f"{words}{what} ({os.strerror(cause.errno)})"
     return None
 
 

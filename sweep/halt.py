@@ -117,7 +117,7 @@ class Halt:
         try:
             yield
         except OSError as error:
-            trouble = storage_trouble(error)
+            trouble = storage_trouble(error, self._stop_file.parent)
             if trouble is None:
                 raise
             self.fail(trouble)

@@ -139,6 +139,10 @@ def run(
             if mirror is not None:
                 mirror.discard()
         raise
+    except OSError as error:
+        if (trouble := storage_trouble(error, folder.path)) is None:
+            raise
+        raise MachineError(f"{trouble}; {GO_ON}") from None
     finally:
         folder.close()
 
@@ -325,6 +329,8 @@ def _usable_study(folder: ResultsFolder) -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, OSError) as error:
+        if storage_trouble(error, folder.path) is not None:
+            raise
         raise UserError(
             f"results: the study {folder.path / JOURNAL} cannot be used ({type(error).__name__}: {error}); restore it "
             "from a copy, or start anew in another folder with --results DIR. The trials' own files are untouched"

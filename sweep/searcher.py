@@ -156,7 +156,7 @@ class StudySearcher(Searcher):
         try:
             yield
         except OSError as error:
-            if (trouble := storage_trouble(error)) is None:
+            if (trouble := storage_trouble(error, self._study.folder)) is None:
                 raise
             self._broken = True
             self.on_trouble(trouble)

@@ -174,7 +174,7 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
         _say(str(error))
         os._exit(MACHINE_FAILED)  # at an orderly end W&B's client would close the run, which goes on elsewhere
     except Exception as error:
-        if (trouble := storage_trouble(error)) is not None:
+        if (trouble := storage_trouble(error, folder.results.path)) is not None:
             raise MachineError(f"{trouble}; make room, and start it again: it goes on from its checkpoint") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         folder.ended(record, config, Outcome.FAILED, reason=reason)

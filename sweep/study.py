@@ -106,6 +106,7 @@ class SweepStudy:
         prefix: str = "",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.folder = folder
         self.space = space
         self._prefix = prefix
         self._sampler: Sampler = sampler

@@ -311,7 +311,7 @@ def run_trials(
             pass
         except Exception as error:
             if not halt.ray_died() and halt.trouble is None:
-                if (trouble := storage_trouble(error)) is None:
+                if (trouble := storage_trouble(error, folder.path)) is None:
                     raise
                 halt.fail(trouble)
     if halt.trouble is not None:
