@@ -1,20 +1,21 @@
 """Sweeps in one process, without Ray: the engine that drives the real searcher, scheduler, trainable and callback.
 
-    with inline_runner():
-        assert main([str(spec), "--results", str(results)]) == 0     # sweep.run's, in this process
+    done = sweep(spec, results, "--resume")  # `python -m sweep.run SPEC --results RESULTS --resume`, in this process
+    assert done.code == 0, done.out + done.err
 
 What Ray would do, this loop does in the same order (ray/tune/execution/tune_controller.py): a searcher that is asked
 while there is room, actors that are reused, a scheduler's word after each epoch, a trial that is tried again after a
 crash. Trials that run at the same time take turns, an epoch each. With `max_concurrent: 1` a sweep is the one that Ray
-runs, to the last bit: tests/test_run.py holds the two side by side.
+runs, to the last bit: tests/test_on_ray.py holds the two side by side.
 """
 
 from __future__ import annotations
 
 import copy
+import io
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.schedulers import TrialScheduler
 
+from sweep import trial as trial_module
 from sweep import tuner
 from sweep.cluster import Cluster, Node
 from sweep.memory import Peak, check_fit, measure
@@ -217,9 +219,31 @@ def inline_runner(engine: Inline | None = None) -> Iterator[Inline]:
         os.chdir(before)
 
 
-def run_inline(spec: Path, results: Path, *options: str, engine: Inline | None = None) -> int:
-    """`python -m sweep.run SPEC --results RESULTS OPTIONS` in this process; returns the exit code."""
-    from sweep.run import main
+@dataclass(frozen=True)
+class Ran:
+    """What `python -m sweep.run` left: its exit code and what it printed."""
 
-    with inline_runner(engine):
-        return main([str(spec), "--results", str(results), *options])
+    code: int
+    out: str
+    err: str
+    engine: Inline
+
+
+def sweep(spec: Path, results: Path, *options: str, engine: Inline | None = None) -> Ran:
+    """`python -m sweep.run SPEC --results RESULTS OPTIONS` in this process."""
+    from sweep.run import (
+        main,  # it imports neither Ray nor torch; whoever only reads this module's names waits for less
+    )
+
+    out, err = io.StringIO(), io.StringIO()
+    with inline_runner(engine) as used, redirect_stdout(out), redirect_stderr(err):
+        code = main([str(spec), "--results", str(results), *options])
+    return Ran(code, out.getvalue(), err.getvalue(), used)
+
+
+@contextmanager
+def looking_at_each_update() -> Iterator[None]:
+    """Within, trials look after every update whether they shall stop: many end before production would look once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_module, "LOOK_EVERY_S", 0.0)
+        yield

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from model.configfile import validated
 from sweep.spec import SweepSpec
@@ -36,3 +39,16 @@ def tiny_spec(**changes: Any) -> SweepSpec:
 def trial_folders(results: Path) -> list[Path]:
     """The folders of a sweep's trials, by id."""
     return sorted((results / "trials").iterdir())
+
+
+def write_spec(folder: Path, **changes: Any) -> Path:
+    """A spec file of `tiny_content`."""
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_content(**changes)), encoding="utf-8")
+    return path
+
+
+def table(results: Path, name: str = "trials.csv") -> list[dict[str, str]]:
+    """The rows of trials.csv."""
+    with (results / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

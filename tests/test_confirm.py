@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,9 @@ from sweep.study import SweepStudy
 from sweep.terminal import print_conclusion, print_next_steps, print_plan
 from sweep.trial_table import TrialTable
 from tests.confirming import SEARCH, confirm_spec, trial
-from tests.sweeping import TINY_TRAINER, tiny_spec, trial_folders
+from tests.inline import Inline, looking_at_each_update, sweep
+from tests.sweeping import table, tiny_spec, trial_folders, write_spec
 from tests.test_report import Page
-from tests.test_run import command, sweep, wait_for, write_spec
-
-slow = pytest.mark.slow
 
 
 @pytest.fixture
@@ -203,14 +199,14 @@ def concluded_folder(folder: ResultsFolder, runs: int | None = None) -> Conclusi
     """Leaves what a sweep of these trials leaves for its report."""
     spec = confirm_spec(1)
     folder.open(spec, resume=False)
-    table = TrialTable(folder, spec)
+    trials = TrialTable(folder, spec)
     for record in SEARCH:
         sink = CsvSink(folder.trial_folder(record.trial))
         if record.value is not None:
             sink.log(Event(Level.EPOCH, {"epoch": 0, "objective/value": record.value}))
         sink.close(0)
-        table.update(record)
-    table.write()
+        trials.update(record)
+    trials.write()
     confirmation = Confirmation(folder, spec, SEARCH)
     run_pairs(confirmation, runs)
     conclusion = confirmation.conclude()
@@ -265,24 +261,18 @@ def test_a_confirmation_that_cannot_be_is_refused_with_its_key(changes: dict[str
 # --- whole sweeps ---------------------------------------------------------------------------------------------------
 
 
-def runs_table(results: Path) -> list[dict[str, str]]:
-    with (results / "confirm.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-@slow
 def test_a_sweep_is_confirmed_later_and_its_answer_is_best_yaml(tmp_path: Path) -> None:
     spec, results = write_spec(tmp_path, run_cap=3), tmp_path / "results"
     done = sweep(spec, results)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "best.yaml: picked by the search from one seed, not confirmed; to confirm: " in done.stdout
+    assert done.code == 0, done.out + done.err
+    assert "best.yaml: picked by the search from one seed, not confirmed; to confirm: " in done.out
     assert not (results / "confirm.csv").exists()
     done = sweep(spec, results, "--set", "confirm={top_k: 1, seeds: [3, 4]}", "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.out + done.err
     conclusion = Conclusion.model_validate_json((results / "confirm.json").read_text())
     assert conclusion.confirmed
-    assert conclusion.answer in done.stdout
-    rows = runs_table(results)
+    assert conclusion.answer in done.out
+    rows = table(results, "confirm.csv")
     assert len(rows) == 2 * len(conclusion.rows)
     assert [row["seed"] for row in rows] == ["3"] * len(conclusion.rows) + ["4"] * len(conclusion.rows)
     values = {run.trial: run.value for row in conclusion.rows for run in row.runs}
@@ -295,40 +285,34 @@ def test_a_sweep_is_confirmed_later_and_its_answer_is_best_yaml(tmp_path: Path) 
     assert (results / "best.yaml").read_text().startswith(f"# confirmed: {conclusion.answer}")
     assert "Confirmed with fresh seeds" in (results / "report.html").read_text()
     again = sweep(spec, results, "--set", "confirm={top_k: 1, seeds: [3, 4]}", "--resume")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "starting Ray" not in again.stdout
-    assert runs_table(results) == rows
+    assert again.code == 0, again.out + again.err
+    assert again.engine.order == []
+    assert table(results, "confirm.csv") == rows
 
 
-@slow
 def test_a_confirmation_that_is_interrupted_goes_on_and_trains_nothing_twice(tmp_path: Path) -> None:
-    spec = write_spec(
-        tmp_path,
-        run_cap=2,
-        resources={"max_concurrent": 1},
-        trainer={**TINY_TRAINER, "epochs": 20},
-        confirm={"top_k": 1, "seeds": [1, 2]},
-    )
+    spec = write_spec(tmp_path, run_cap=2, confirm={"top_k": 1, "seeds": [1, 2]})
     results = tmp_path / "results"
-    with subprocess.Popen(
-        command(spec, results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-    ) as driver:
-        second = results / "trials/c0001/epoch.csv"
-        wait_for(lambda: second.exists() and len(read_csv(second)) >= 3, "the second run's third epoch")
-        os.killpg(driver.pid, signal.SIGINT)
-        printed = driver.communicate(timeout=60)[0]
-    assert driver.returncode == 130, printed
-    assert "So far" in printed
+
+    def ctrl_c(trial: str, epochs: int) -> None:
+        if (trial, epochs) == ("c0001", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with looking_at_each_update():
+        done = sweep(spec, results, engine=Inline(before_epoch=ctrl_c))
+    assert done.code == 130, done.out + done.err
+    assert "So far" in done.out
     assert "not confirmed yet" in (results / "best.yaml").read_text()
-    assert [row["state"] for row in runs_table(results)] == ["complete", "running"]
+    assert [row["state"] for row in table(results, "confirm.csv")] == ["complete", "running"]
     before = {folder.name: (folder / "batch.csv").read_bytes() for folder in trial_folders(results)}
+    assert len(read_csv(results / "trials/c0001/batch.csv")) in range(6, 12)
     done = sweep(spec, results, "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = runs_table(results)
+    assert done.code == 0, done.out + done.err
+    rows = table(results, "confirm.csv")
     assert [row["state"] for row in rows] == ["complete"] * 4
     assert len({(row["alpha"], row["base_lr"], row["seed"]) for row in rows}) == 4
     after = {folder.name: (folder / "batch.csv").read_bytes() for folder in trial_folders(results)}
     assert after.keys() == {"0000", "0001", "c0000", "c0001", "c0002", "c0003"}
     assert all(after[name].startswith(rows) for name, rows in before.items())
-    assert all(len(read_csv(folder / "batch.csv")) == 20 * 6 for folder in trial_folders(results))
+    assert all(len(read_csv(folder / "batch.csv")) == 3 * 6 for folder in trial_folders(results))
     assert (results / "best.yaml").read_text().startswith("# confirmed: ")

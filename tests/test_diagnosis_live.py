@@ -1,8 +1,5 @@
 """Findings of a trial under way: when each is told, that none is told twice, and that W&B gets an alert."""
 
-import subprocess
-import sys
-
 import pytest
 import yaml
 from offline import records_of, run_files
@@ -14,9 +11,12 @@ from model.sinks import read_json, write_json
 from sweep.diagnosis_live import LiveDiagnosis
 from sweep.diagnosis_told import TOLD, read_told
 from sweep.limits import Rule, Severity
+from sweep.run import main as sweep_command
+from sweep.single import main as trial_by_hand
 from sweep.trial import TrialRun
 from sweep.trial_job import TrialJob
 from sweep.wandb_client import reset_client
+from tests.inline import inline_runner
 from tests.sweeping import tiny_content as sweep_content
 
 INFO, WARNING, CRITICAL = Severity
@@ -179,27 +179,23 @@ def test_the_server_gets_each_alert_once_also_of_a_trial_that_is_resumed(tmp_pat
 # --- the commands
 
 
-def said_by(command, folder):
+def said_by(command, folder, capsys, *options):
     """The lines that a command prints about a sweep of one lopsided trial."""
     content = sweep_content(run_cap=1, search={"presets": [{"alpha": 0.95, "base_lr": 0.01}]})
     content["parameters"]["alpha"]["max"] = 0.96
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "--results", "r"], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    with inline_runner():
+        assert command([str(folder / "tiny.yaml"), *options, "--results", str(folder / "r")]) == 0
+    return capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.slow
-def test_a_trial_by_hand_says_what_is_found_in_it(tmp_path):
-    lines = said_by(["sweep.trial", "tiny.yaml", "--alpha=0.95", "--base_lr=0.01"], tmp_path)
+def test_a_trial_by_hand_says_what_is_found_in_it(tmp_path, capsys):
+    lines = said_by(trial_by_hand, tmp_path, capsys, "--alpha=0.95", "--base_lr=0.01")
     assert sum(line.startswith("critical: static share 0.9") for line in lines) == 1
     assert ("trial 0000: static share (critical)", "ERROR") in alerts_of(tmp_path / "r")
 
 
-@pytest.mark.slow
-def test_a_sweep_says_what_is_found_in_its_trials(tmp_path):
-    lines = said_by(["sweep.run", "tiny.yaml"], tmp_path)
+def test_a_sweep_says_what_is_found_in_its_trials(tmp_path, capsys):
+    lines = said_by(sweep_command, tmp_path, capsys)
     assert sum(line.startswith("critical: trial 0000: static share 0.9") for line in lines) == 1
     assert ("trial 0000: static share (critical)", "ERROR") in alerts_of(tmp_path / "r")

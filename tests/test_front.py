@@ -24,6 +24,7 @@ from sweep.run import run
 from sweep.spec import SweepSpec
 from sweep.study import Record
 from sweep.warm_start import WarmStart
+from tests.inline import inline_runner
 from tests.sweeping import tiny_content, tiny_spec
 
 TWO = [{"name": "eval/loss_static"}, {"name": "eval/pred_skill", "goal": "maximize"}]
@@ -56,11 +57,11 @@ def test_what_an_earlier_sweep_found_best_is_tried_after_the_presets_and_each_co
 
 def _run(content: dict[str, Any], folder: Path, *, resume: bool = False) -> tuple[int, str]:
     console = Console(record=True, width=160)
-    code = run(validated(SweepSpec, content, "test"), ResultsFolder(folder), console, resume=resume)
+    with inline_runner():
+        code = run(validated(SweepSpec, content, "test"), ResultsFolder(folder), console, resume=resume)
     return code, console.export_text()
 
 
-@pytest.mark.slow
 def test_a_sweep_of_two_metrics_and_a_sweep_that_starts_from_it(tmp_path: Path) -> None:
     earlier, later = tmp_path / "earlier", tmp_path / "later"
     search = {"startup_trials": 2, "sampler": "auto"}

@@ -1,60 +1,27 @@
-"""`python -m sweep.run` as a user runs it: whole sweeps with real Ray, Optuna storage and offline W&B runs.
+"""`python -m sweep.run` as a user runs it: whole sweeps with Optuna's storage and offline W&B runs, without Ray.
 
-What is killed, stopped or starved is in tests/test_faults.py.
+On Ray: tests/test_on_ray.py. What is killed, stopped or starved: tests/test_every_write.py, tests/test_faults.py.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from model import metrics
 from model.sinks import read_csv
+from model.train import main as train
 from sweep.run import main
 from sweep.study import JOURNAL
+from tests.inline import sweep
 from tests.offline import records_of
-from tests.sweeping import TINY_TRAINER, tiny_content, trial_folders
+from tests.sweeping import TINY_TRAINER, table, trial_folders, write_spec
 
-slow = pytest.mark.slow
-LIMIT_S = 240
-SWEEP_S = 560  # for a whole sweep, on a loaded machine; below the limit of a test
-
-
-def write_spec(folder: Path, **changes: Any) -> Path:
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_content(**changes)), encoding="utf-8")
-    return path
-
-
-def command(spec: Path, results: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "sweep.run", str(spec), "--results", str(results), *options]
-
-
-def sweep(spec: Path, results: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(spec, results, *options), capture_output=True, text=True, timeout=SWEEP_S, check=False
-    )
-
-
-def table(results: Path) -> list[dict[str, str]]:
-    with (results / "trials.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def wait_for(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
-    give_up = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < give_up, f"waited {limit_s} s for {what}"
-        time.sleep(0.1)
+pytestmark = pytest.mark.xdist_group("run")  # its tests share a sweep
 
 
 def logged_history(results: Path, trial: str) -> list[dict[str, Any]]:
@@ -80,11 +47,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         },
     )
     done = sweep(spec, folder / "results")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "results", done.stdout
+    assert done.code == 0, done.out + done.err
+    return folder / "results", done.out
 
 
-@slow
 def test_a_sweep_leaves_behind_what_the_readme_lists(finished: tuple[Path, str]) -> None:
     results, _ = finished
     for name in ("spec.yaml", "provenance.json", JOURNAL, "trials.csv", "best.yaml", "report.html"):
@@ -98,7 +64,6 @@ def test_a_sweep_leaves_behind_what_the_readme_lists(finished: tuple[Path, str])
     assert not (results / ".stop").exists()
 
 
-@slow
 def test_rows_in_wandb_and_csv_equal_the_updates_done_in_every_trial(finished: tuple[Path, str]) -> None:
     results, _ = finished
     for folder, row in zip(trial_folders(results), table(results), strict=True):
@@ -121,7 +86,6 @@ def test_rows_in_wandb_and_csv_equal_the_updates_done_in_every_trial(finished: t
             assert set(json.loads((folder / "summary.json").read_text())) == set(metrics.SUMMARY_NAMES)
 
 
-@slow
 def test_every_trial_has_its_state_and_the_presets_trained_to_their_end(finished: tuple[Path, str]) -> None:
     rows = table(finished[0])
     assert [row["preset"] for row in rows[:2]] == ["equal-weights", "balanced-weights"]
@@ -132,7 +96,6 @@ def test_every_trial_has_its_state_and_the_presets_trained_to_their_end(finished
     assert all(0 < float(row["effective_mask_ratio"]) < 1 for row in rows)
 
 
-@slow
 def test_the_terminal_says_what_was_found_and_where(finished: tuple[Path, str]) -> None:
     results, printed = finished
     rows = [row for row in table(results) if row["state"] == "complete"]
@@ -143,45 +106,32 @@ def test_the_terminal_says_what_was_found_and_where(finished: tuple[Path, str]) 
     assert "6/6" in printed
     assert "equal-weights" in printed
     assert "Traceback" not in printed
-    assert printed.replace(str(results), "").lower().count("ray") == 1  # "starting Ray"; its own chatter stays out
 
 
-@slow
 def test_best_yaml_trains_as_it_is(finished: tuple[Path, str], tmp_path: Path) -> None:
     best = finished[0] / "best.yaml"
-    arguments = [sys.executable, "-m", "model.train", str(best), "--set", "epochs=1", "--out", str(tmp_path / "run")]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    assert done.returncode == 0, done.stderr
+    assert train([str(best), "--set", "epochs=1", "--out", str(tmp_path / "run")]) == 0
     assert len(read_csv(tmp_path / "run/batch.csv")) == 6
 
 
-@slow
 def test_a_finished_sweep_resumed_with_a_larger_run_cap_adds_trials_and_keeps_the_others(
     finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    results = finished[0]
+    results = shutil.copytree(finished[0], tmp_path / "results", symlinks=True)
     before = {folder.name: (folder / "batch.csv").read_bytes() for folder in trial_folders(results)}
-    spec = results.parent / "tiny.yaml"
+    spec = finished[0].parent / "tiny.yaml"
     done = sweep(spec, results, "--resume", "--set", "run_cap=7")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.out + done.err
     assert len(trial_folders(results)) == 7
     assert {name: (results / "trials" / name / "batch.csv").read_bytes() for name in before} == before
     assert len(json.loads((results / "provenance.json").read_text())["sessions"]) == 2
 
 
-Rows = dict[str, tuple[bytes, bytes]]
-
-
-def rows_of(results: Path) -> Rows:
-    return {f.name: ((f / "batch.csv").read_bytes(), (f / "epoch.csv").read_bytes()) for f in trial_folders(results)}
-
-
-@slow
-def test_resources_that_only_ray_knows_to_be_missing_leave_the_folder_free(tmp_path: Path) -> None:
+def test_resources_that_only_the_cluster_knows_to_be_missing_leave_the_folder_free(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, resources={"gpu": 8})
     done = sweep(spec, tmp_path / "results")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "a trial asks for 1 CPU and 8 GPU" in done.stderr
+    assert done.code == 2, done.out + done.err
+    assert "a trial asks for 1 CPU and 8 GPU" in done.err
     assert (
         main(
             [str(spec), "--results", str(tmp_path / "results"), "--set", "resources.gpu=0", "--dry-run", "--no-measure"]
@@ -190,15 +140,14 @@ def test_resources_that_only_ray_knows_to_be_missing_leave_the_folder_free(tmp_p
     )
 
 
-@slow
 def test_when_no_trial_comes_to_its_end_it_says_why_and_exits_with_1(tmp_path: Path) -> None:
     trainer = {**TINY_TRAINER, "clip_grad": None, "base_lr": 1e30}
     parameters = {"alpha": {"min": 0.1, "max": 0.9}}
     spec = write_spec(tmp_path, run_cap=2, trainer=trainer, parameters=parameters, search={"startup_trials": 1})
     done = sweep(spec, tmp_path / "results")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "no trial trained to its end" in done.stdout
-    assert "lower base_lr, or clip gradients" in done.stdout
+    assert done.code == 1, done.out + done.err
+    assert "no trial trained to its end" in done.out
+    assert "lower base_lr, or clip gradients" in done.out
     assert [row["state"] for row in table(tmp_path / "results")] == ["diverged", "diverged"]
     assert (tmp_path / "results/report.html").exists()
 
@@ -207,15 +156,14 @@ REAL_FRAMES = Path(__file__).parents[2] / "shared/data/gelsight_mini/frames"
 ROOT = Path(__file__).parents[1]
 
 
-@slow
 @pytest.mark.skipif(not REAL_FRAMES.is_dir(), reason="the real frames are not here")
 def test_the_spec_for_real_frames_runs_on_them(tmp_path: Path) -> None:
     short = ["run_cap=2", "trainer.epochs=1", "trainer.data.clips_per_epoch=64", f"trainer.data.root={REAL_FRAMES}"]
     short += ["confirm={top_k: 1, seeds: [1, 2]}"]
     options = [word for option in short for word in ("--set", option)]
     done = sweep(ROOT / "sweeps/real_frames.yaml", tmp_path / "results", *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "53 sequences" in done.stdout
+    assert done.code == 0, done.out + done.err
+    assert "53 sequences" in done.out
     assert [row["state"] for row in table(tmp_path / "results")] == ["complete"] * 2
 
 
@@ -312,7 +260,6 @@ def test_nothing_to_resume_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
     assert "holds no sweep" in capsys.readouterr().err
 
 
-@slow
 def test_a_folder_of_another_spec_is_refused_with_the_difference(
     finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
