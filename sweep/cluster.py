@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from model.errors import ConfigError
+from sweep.faults import MachineError
 from sweep.resources import Resources
 
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable
@@ -29,6 +32,8 @@ JOIN_S = 120.0
 CLIENT_TRIES = 3
 # what Ray Client says when the process that it starts for each of its users is not ready in half a minute: a busy head
 CLIENT_TOO_SLOW = "Starting Ray client server failed"
+START_TRIES, START_S = 3, 30  # a Ray of our own; the seconds are Ray's, which no option changes
+START_TOO_SLOW = "timed out during startup"
 IN_NO_NETWORK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to loopback; its default on Windows and macOS
 FORMS = (
     "auto (the cluster that this machine is in), HOST:PORT (of its head, usually port 6379), ray://HOST:PORT (of its "
@@ -168,8 +173,27 @@ def _init(verbose: bool, **options: Any) -> Path:
     import ray
 
     level = logging.INFO if verbose else logging.ERROR
-    context = ray.init(log_to_driver=verbose, logging_level=level, configure_logging=True, **options)
-    return Path(context.address_info["session_dir"]) / "logs"
+    before = set(psutil.Process().children(recursive=True))
+    for _ in range(START_TRIES):
+        try:
+            context = ray.init(log_to_driver=verbose, logging_level=level, configure_logging=True, **options)
+        except Exception as error:
+            if START_TOO_SLOW not in str(error):
+                raise
+            _end(set(psutil.Process().children(recursive=True)) - before)  # Ray leaves them to the end of this process
+        else:
+            return Path(context.address_info["session_dir"]) / "logs"
+    raise MachineError(
+        f"Ray did not start in {START_TRIES} times {START_S} s: this machine is too busy, or short of memory; "
+        "free some of it"
+    )
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(list(processes), timeout=START_S)
 
 
 def _shutdown() -> None:
