@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.needs import lack_of
 
 # read when torch is imported, here and in subprocesses: tests run side by side, and these tensors are tiny
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,6 +40,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: next((n for n, name in enumerate(_ORDER) if item.get_closest_marker(name)), len(_ORDER))
     )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that needs what this machine lacks is skipped, with what is lacking."""
+    if (lacking := next(filter(None, map(lack_of, tools_of(item))), None)) is not None:
+        pytest.skip(lacking)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a test is not skipped where all that it needs is there."""
+    report = yield
+    tools = tools_of(item)
+    skipped = report.skipped and not hasattr(report, "wasxfail")
+    if skipped and tools and "CI" in os.environ and not any(map(lack_of, tools)):
+        report.outcome, report.longrepr = "failed", f"skipped, although {' and '.join(tools)} are here"
+    return report
+
+
+def tools_of(item: pytest.Item) -> list[str]:
+    """What its `needs` markers name."""
+    return [tool for marker in item.iter_markers("needs") for tool in marker.args]
 
 
 @pytest.fixture(scope="module", autouse=True)
