@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +22,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import metrics
-from model.errors import UserError
+from model.errors import DataError, UserError
 from model.metrics import Level
 
 Row = Mapping[str, float]
 
-_REMEDY = "restore the file, or remove the trial's folder to train the trial again"
+_REMEDY = "restore the file, or remove the trial's folder to train it again or to do without that trial"
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ class CsvSink:
 class _Table:
     def __init__(self, path: Path, columns: tuple[str, ...], keep_rows: int) -> None:
         self._columns = columns
-        # what is not kept may be damaged
+        # what is not kept may be damaged; rows of an older version have fewer columns
         kept = _complete_lines(path, errors="replace")[1 : keep_rows + 1] if keep_rows else []
+        kept = [line.rstrip("\n") + "," * (len(columns) - 1 - line.count(",")) + "\n" for line in kept]
         if len(kept) < keep_rows:
             raise UserError(
                 f"{path}: holds {len(kept)} rows, but the checkpoint was made after {keep_rows}; "
@@ -156,40 +158,64 @@ def _complete_lines(path: Path, errors: str = "strict") -> list[str]:
         with path.open(newline="", encoding="utf-8", errors=errors) as file:
             return [line for line in file if line.endswith("\n")]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: damaged, it is no text ({error.reason} at byte {error.start}); {_REMEDY}") from None
+        raise DataError(f"{path}: damaged, it is no text ({error.reason} at byte {error.start}); {_REMEDY}") from None
 
 
-def read_csv(path: Path) -> list[dict[str, float]]:
+def read_csv(
+    path: Path, *, key: str = "", wanted: Collection[str] = (), most: int | None = None
+) -> list[dict[str, float]]:
     """The rows of a trial's CSV file; empty cells are absent from the row, a half-written last line is left out.
 
-    Raises UserError, with the line, where a cell is no number or has no column.
+    Args:
+        key: a column that must hold a whole number in each row.
+        wanted: the columns to parse, all if empty; a row with a number that is not finite is read in full, since it
+            tells how a trial diverged.
+        most: at most so many rows (2 or more), evenly spread, both ends among them: only those are parsed.
+
+    Raises DataError, with the line, where a cell is no number, or a row has more or fewer cells than the first line.
     """
-    reader = csv.DictReader(_complete_lines(path))
+    head, *lines = _complete_lines(path) or [""]
+    columns = head.rstrip("\r\n").split(",")
     rows = []
-    try:
-        for cells in reader:
-            rows.append({name: _number(cell) for name, cell in cells.items() if cell not in ("", None)})
-    except (csv.Error, TypeError, ValueError) as error:  # TypeError: of cells without a column
-        where = f"{path}: line {reader.line_num}"
-        raise UserError(f"{where} is damaged ({error}): each cell must be a number or empty; {_REMEDY}") from None
-    return rows
-
-
-def sound_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a trial's CSV file before the first one that is damaged; none where there is no file."""
-    columns, *lines = [line.rstrip("\n").split(",") for line in _complete_lines(path, errors="replace")] or [[]]
-    rows: list[dict[str, float]] = []
-    for cells in lines:
+    for place in range(len(lines)) if most is None else spread(len(lines), most):
         try:
-            rows.append({name: _number(cell) for name, cell in zip(columns, cells, strict=True) if cell})
-        except ValueError:
-            break
+            row = parse_row(columns, lines[place], wanted)
+            if key and not float(row.get(key, math.nan)).is_integer():
+                raise ValueError(f"it has no whole number as {key}")
+        except ValueError as error:
+            where = f"{path}: line {place + 2}"
+            raise DataError(f"{where} is damaged ({error}): each cell must be a number or empty; {_REMEDY}") from None
+        rows.append(row)
     return rows
 
 
-def _number(cell: str) -> float:
-    value = float(cell)
-    return int(value) if value.is_integer() and "." not in cell and "e" not in cell else value
+def sound_rows(source: Path | Sequence[str]) -> list[dict[str, float]]:
+    """The rows of a trial's CSV file, or of its lines, before the first one that is damaged; none without a file."""
+    lines = _complete_lines(source, errors="replace") if isinstance(source, Path) else source
+    columns = lines[0].rstrip("\r\n").split(",") if lines else []
+    rows: list[dict[str, float]] = []
+    with suppress(ValueError):
+        for line in lines[1:]:
+            rows.append(parse_row(columns, line))  # those before the damage stay
+    return rows
+
+
+def parse_row(columns: Sequence[str], line: str, wanted: Collection[str] = ()) -> dict[str, float]:
+    """The numbers of a line of a trial's CSV file; of `wanted` columns as in `read_csv`. Raises ValueError."""
+    cells = line.rstrip("\r\n").split(",")
+    if len(cells) != len(columns):
+        raise ValueError(f"{len(cells)} cells, not {len(columns)}")
+    pairs: Iterable[tuple[str, str]] = zip(columns, cells, strict=True)
+    if wanted and "n" not in line:  # of what repr gives for a float, only nan and inf have this letter
+        pairs = [(name, cells[columns.index(name)]) for name in wanted if name in columns]
+    return {name: int(cell) if cell.lstrip("-").isdecimal() else float(cell) for name, cell in pairs if cell}
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` (2 or more) of the places 0 to count - 1, evenly spread, both ends among them."""
+    if count <= most:
+        return list(range(count))
+    return [round(place * (count - 1) / (most - 1)) for place in range(most)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

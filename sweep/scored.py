@@ -18,7 +18,7 @@ import yaml
 from model.config import TrainConfig
 from model.configfile import validated
 from model.errors import DataError, UserError
-from model.sinks import Row
+from model.sinks import Row, read_csv
 from sweep.objective import Objective, ObjectiveSettings
 from sweep.outcome import Outcome
 
@@ -67,7 +67,7 @@ class Table:
     """Rows of a CSV file. `not_finite` is the first number that is none: file, line, column."""
 
     columns: tuple[str, ...]
-    rows: list[Row]
+    rows: Sequence[Row]
     not_finite: str | None
 
 
@@ -205,39 +205,20 @@ def read_trial(folder: Path, ledger: Ledger) -> PastTrial:
 
 
 def _read_table(path: Path, key: str, wanted: Sequence[str] = ()) -> Table:
-    """The complete rows of a trial's CSV file, of `wanted` columns if any are named.
-
-    A row that holds a number which is not finite is read in full: it tells how the trial diverged.
-    """
+    """The complete rows of a trial's CSV file, of `wanted` columns if any are named."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            columns = tuple(file.readline().rstrip("\r\n").split(","))
+        rows = read_csv(path, key=key, wanted=wanted)
     except FileNotFoundError:
         return Table((), [], None)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}){_REMEDY}") from None
-    header, *lines = text.splitlines()[: None if text.endswith("\n") else -1] or [""]
-    columns = tuple(header.split(","))
-    every = list(enumerate(columns))
-    places = [(place, name) for place, name in every if not wanted or name in wanted]
-    rows: list[Row] = []
-    not_finite = None
-    for number, line in enumerate(lines, start=2):
-        cells = line.split(",")
-        strange = "n" in line  # of what repr gives for a float, only nan and inf have this letter
-        try:
-            row = {name: float(cells[place]) for place, name in (every if strange else places) if cells[place]}
-            int(row[key])
-        except (LookupError, ValueError, OverflowError) as error:
-            what = f"no {key}" if isinstance(error, KeyError) else f"{error}"
-            raise DataError(f"{path}: line {number} is damaged ({what}){_REMEDY}") from None
-        if len(cells) != len(columns):
-            raise DataError(f"{path}: line {number} is damaged ({len(cells)} cells, not {len(columns)}){_REMEDY}")
-        rows.append(row)
-        if strange and not_finite is None:
-            bad = (f"{n} = {x}" for n, x in row.items() if not math.isfinite(x) and not n.startswith("objective/"))
-            if found := next(bad, None):
-                not_finite = f"{path}, line {number}: {found}"
-    return Table(columns, rows, not_finite)
+    for line, row in enumerate(rows, start=2):
+        for name, x in row.items():
+            if not math.isfinite(x) and not name.startswith("objective/"):
+                return Table(columns, rows, f"{path}, line {line}: {name} = {x}")
+    return Table(columns, rows, None)
 
 
 def _with_summary(row: Row) -> Row:

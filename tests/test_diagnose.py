@@ -209,8 +209,8 @@ def test_an_empty_trials_folder_is_refused(run, tmp_path):
     [
         ("epoch,epoch/train_loss\n0,much\n", "must be a number or empty"),
         ("epoch,epoch/train_loss\n0,1.0,2.0\n", "must be a number or empty"),
-        ("epoch/train_loss\n1.0\n", "line 2 does not tell its epoch"),
-        ("epoch,epoch/train_loss\nnan,1.0\n", "line 2 does not tell its epoch"),
+        ("epoch/train_loss\n1.0\n", "line 2 is damaged (it has no whole number as epoch)"),
+        ("epoch,epoch/train_loss\nnan,1.0\n", "line 2 is damaged (it has no whole number as epoch)"),
     ],
 )
 def test_a_damaged_table_is_named_with_what_is_wrong(run, tmp_path, text, message):

@@ -35,7 +35,6 @@ from sweep.report.data import SweepResults, TrialResult, read_results
 from sweep.report.figures import confirmation_figure, figures
 from sweep.report.importance_figures import importance_figure, importances
 from sweep.report.parameter_figures import contour_figures, parallel_figure, slice_figure, smoothed
-from sweep.report.rows import sampled_rows
 from sweep.report.search_figures import parts_figures
 from sweep.report.stopping_figures import ladder, rungs
 from sweep.spec import SweepSpec
@@ -162,8 +161,8 @@ def test_reference_loss_leaves_out_what_is_not_finite():
 def test_sampled_rows_are_those_that_thinning_all_rows_gives(tmp_path, rows):
     path = tmp_path / "batch.csv"
     path.write_text("a,b\n" + "".join(f"{n},{'' if n % 3 else n / 7}\n" for n in range(rows)) + "half a ro")
-    assert sampled_rows(path, 40) == thin(read_csv(path), 40)
-    assert sampled_rows(tmp_path / "absent.csv", 40) == []
+    assert read_csv(path, most=40) == thin(read_csv(path), 40)
+    assert read_csv(tmp_path / "absent.csv", most=40) == []
 
 
 # --- parameters ---

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from model.metrics import BATCH_NAMES, BATCH_STEP, EPOCH_COLUMNS, EPOCH_STEP
+from model.sinks import parse_row
 
 FILES = {"batch.csv": (BATCH_NAMES, BATCH_STEP), "epoch.csv": (EPOCH_COLUMNS, EPOCH_STEP)}  # columns, and what counts
 WHOLE_NUMBERS = ("batch/epoch", "batch/iteration", "batch/mode", "epoch")
@@ -48,8 +49,7 @@ class Rows:
 
     def row(self, place: int) -> dict[str, float]:
         """The numbers of a row; empty cells are absent."""
-        cells = zip(self.columns, self.lines[place].split(","), strict=True)
-        return {name: float(cell) for name, cell in cells if cell}
+        return parse_row(self.columns, self.lines[place])
 
     def filled(self, found: Mapping[int, Mapping[str, Any]]) -> Rows:
         """With rows of another book in the places that have none."""
@@ -158,14 +158,8 @@ def _believable(places: Sequence[int | None]) -> list[int | None]:
 
 def _place(line: bytes, columns: Sequence[str], key: str) -> int | None:
     """The place of a row; None of a damaged one."""
-    cells = line.split(b",")
-    if len(cells) != len(columns):
-        return None
     try:
-        for cell in cells:
-            if cell:
-                float(cell)
-        place = int(cells[columns.index(key)])
+        place = parse_row(columns, line.decode()).get(key)
     except ValueError:
         return None
-    return place if place >= 0 else None
+    return place if isinstance(place, int) and place >= 0 else None

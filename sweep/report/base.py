@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
+from model.sinks import spread
 from sweep.outcome import Outcome
 from sweep.report.data import SweepResults, TrialResult
-from sweep.report.rows import spread
 
 T = TypeVar("T")
 

@@ -13,7 +13,6 @@ from model.sinks import Row, read_csv
 from sweep.conclusion import Conclusion
 from sweep.front import front_of
 from sweep.report.lenient import read_spec, read_table
-from sweep.report.rows import sampled_rows
 from sweep.results import RUNS, ResultsFolder, equal_weights
 from sweep.space import Choice
 from sweep.spec import SweepSpec
@@ -96,7 +95,7 @@ class SweepResults:
     def batches(self, trial: TrialResult, most: int | None = None) -> Sequence[Row]:
         """The trial's rows per gradient update; at most `most` (2 or more) of them, evenly spread, with both ends."""
         path = self.folder / "trials" / trial.name / "batch.csv"
-        return _attempt(read_csv if most is None else lambda path: sampled_rows(path, most), path, self.notes) or []
+        return _attempt(lambda path: read_csv(path, most=most), path, self.notes) or []
 
     def _of(self, record: Record | None) -> TrialResult | None:
         return next((trial for trial in self.trials if trial.record is record), None)
