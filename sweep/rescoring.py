@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from sweep.outcome import Outcome
 from sweep.pareto import pareto_front
 from sweep.scored import Ledger, PastTrial, field_value, past_trials, read_ledgers, read_trial
 from sweep.spec import SweepSpec
+from sweep.table_rows import read_table
 
 FEWEST_TO_CORRELATE = 3  # two trials agree or they do not: that is no correlation
 PARTS = tuple(name for name in OBJECTIVE_NAMES if name != "objective/value")
@@ -190,17 +190,11 @@ def _confirmed(results: Path, then: SweepSpec, now: SweepSpec) -> list[Confirmed
     """
     values: dict[str, dict[int, tuple[float, float]]] = {}
     path = results / "confirm.csv"
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [
-                (row["trial"], row["candidate"], int(row["seed"]), Outcome(row["state"]))
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, csv.Error, LookupError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged ({error}); run the sweep with --resume, which writes it anew") from None
-    for name, candidate, seed, state in rows:
+    for name, row in read_table(path).items():
+        try:
+            candidate, seed, state = row["candidate"], int(row["seed"]), Outcome(row["state"])
+        except (LookupError, ValueError):
+            raise DataError(f"{path}: damaged ({name} names no candidate or seed); --resume writes it anew") from None
         folder = results / "trials" / name
         if state is not Outcome.COMPLETE or not (folder / "config.yaml").exists():
             continue

@@ -6,7 +6,6 @@ is complete; a number is not finite: it diverged), and trials.csv the rest.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from model.errors import DataError, UserError
 from model.sinks import Row, read_csv
 from sweep.objective import Objective, ObjectiveSettings
 from sweep.outcome import Outcome
+from sweep.table_rows import read_table
 
 # the config.yaml of a trial is our own dump: the fast loader, where there is one, reads back what was written
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -176,15 +176,7 @@ def check_results(results: Path) -> None:
 
 def read_ledgers(path: Path) -> dict[str, Ledger]:
     """trials.csv by trial; empty where no trial has ended yet."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {
-                row["trial"]: Ledger(Outcome(row["state"]), row.get("preset") or None) for row in csv.DictReader(file)
-            }
-    except FileNotFoundError:
-        return {}
-    except (OSError, csv.Error, LookupError, ValueError) as error:
-        raise DataError(f"{path}: damaged ({error}); run the sweep with --resume, which writes it anew") from None
+    return {t: Ledger(Outcome(row["state"]), row.get("preset") or None) for t, row in read_table(path).items()}
 
 
 def read_trial(folder: Path, ledger: Ledger) -> PastTrial:

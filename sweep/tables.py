@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +20,9 @@ from model.metrics import BATCH_NAMES, EPOCH_COLUMNS
 from model.sinks import sound_rows
 from sweep.outcome import Outcome
 from sweep.report.data import SweepResults, TrialResult, read_results
-from sweep.report.lenient import parse_cell, read_table
+from sweep.report.lenient import parse_cell, read_trials
 from sweep.results import ResultsFolder
+from sweep.table_rows import sound_table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -117,7 +117,7 @@ class SweepTables:
 def _trials_table(results: SweepResults) -> pd.DataFrame:
     folder = ResultsFolder(results.folder)
     parameters = list(results.spec.space.parameters)
-    search = read_table(folder.trials_file, [])
+    search = read_trials(folder.trials_file, [])
     rows = []
     for trial in results.trials:
         record = trial.record
@@ -140,16 +140,11 @@ def _trials_table(results: SweepResults) -> pd.DataFrame:
 def _confirmation(folder: ResultsFolder, notes: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of confirm.csv; a damaged one is left out and noted."""
     path = folder.confirm_runs_file
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            lines = [dict(cells) for cells in csv.DictReader(file)]
-    except FileNotFoundError:
-        return
-    except (OSError, csv.Error) as error:
-        notes.append(f"{path}: damaged ({error}); its runs are shown as not ended")
-        return
-    for cells in lines:
-        named = {key: cell for key, cell in cells.items() if key and isinstance(cell, str) and cell}
+    lines, fault = sound_table(path)
+    if fault is not None:
+        notes.append(f"{path}: damaged ({fault}); of its runs those that can be read are shown as ended")
+    for line in lines:
+        named = {key: cell for key, cell in line.cells.items() if cell}
         if named.get("state") not in set(Outcome) or "trial" not in named:
             notes.append(f"{path}: a row names no run, or no state that is known here; it is left out")
             continue

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from model.errors import ConfigError, UserError
+from model.errors import ConfigError
 from model.metrics import EPOCH_NAMES, EVAL_NAMES, FEATURE_NAMES, OBJECTIVE_NAMES, SUMMARY_NAMES
 from model.sinks import read_csv, read_json, write_text
 from sweep.results import ResultsFolder
 from sweep.space import Space
 from sweep.spec import SweepSpec
 from sweep.study import Outcome, Record
+from sweep.table_rows import read_table, sound_table
 
 FORMULA = ("=", "+", "-", "@", "\t")  # how a cell begins that a spreadsheet would take for a program
 
@@ -39,18 +40,13 @@ class TrialTable:
         self._file = folder.trials_file if confirming is None else folder.confirm_runs_file
         self._name = "preset" if confirming is None else "candidate"  # what the trial's name is a name of
         self._rows: dict[int, dict[str, Any]] = {}
-        self._before = _rows_there(self._file)
+        there, _ = sound_table(self._file)  # of an earlier session
+        self._before = {row.cells["trial"]: row.cells for row in there if row.whole and "trial" in row.cells}
         self._written_at = self._write_s = 0.0
 
     def load(self) -> None:
         """Take the rows that the file has. Raises UserError where it is damaged."""
-        try:
-            with self._file.open(newline="", encoding="utf-8") as file:
-                self._rows = {int(row["trial"]): dict(row) for row in csv.DictReader(file)}
-        except FileNotFoundError:
-            pass
-        except (OSError, csv.Error, LookupError, ValueError) as error:
-            raise UserError(f"{self._file}: damaged ({error}); restore or remove it") from None
+        self._rows = {int(trial): dict(row) for trial, row in read_table(self._file).items()}
 
     def best(self) -> int | None:
         """Number of the complete trial with the best metric; None without any."""
@@ -161,13 +157,3 @@ def _harmless(cell: Any) -> Any:
     except ValueError:
         return f"'{cell}"
     return cell
-
-
-def _rows_there(file: Path) -> dict[str, dict[str, Any]]:
-    """The whole rows of an earlier session's file, by trial."""
-    try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if None not in row and None not in row.values()]
-    except (OSError, csv.Error, UnicodeDecodeError):
-        return {}
-    return {row["trial"]: dict(row) for row in rows if "trial" in row}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from sweep.scored import field_value
 from sweep.space import Space
 from sweep.spec import SweepSpec
 from sweep.study import Values
+from sweep.table_rows import sound_table
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # config.yaml is our own dump
 
@@ -37,27 +37,13 @@ class TableBook:
 
     def __init__(self, path: Path) -> None:
         self.there = path.exists()
+        lines, self.fault = sound_table(path)
         self.rows: dict[str, dict[str, str]] = {}
-        self.columns: tuple[str, ...] = ()
-        self.fault: str | None = None
-        try:
-            text = path.read_text(encoding="utf-8") if self.there else ""
-        except (OSError, UnicodeDecodeError):
-            self.fault = "it is no text"
-            return
-        if self.there and not text.endswith("\n"):
-            self.fault = "it breaks off" if text else "it is empty"
-        reader = csv.reader(text.replace("\0", "").splitlines(keepends=True))
-        with suppress(csv.Error):
-            self.columns = tuple(next(reader, ()))
-            for cells in reader:
-                row = dict(zip(self.columns, cells, strict=False))
-                if len(cells) == len(self.columns) and row.get("state") in {*Outcome} and row.get("trial"):
-                    self.rows[row["trial"]] = row
-                else:
-                    self.fault = self.fault or f"its line {reader.line_num} is damaged"
-        if "\0" in text:
-            self.fault = "zeros are in it"
+        for line in lines:
+            if line.whole and line.cells.get("state") in {*Outcome} and line.cells.get("trial"):
+                self.rows[line.cells["trial"]] = line.cells
+            else:
+                self.fault = self.fault or f"its line {line.line} is damaged"
 
 
 class TrialFiles:

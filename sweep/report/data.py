@@ -12,7 +12,7 @@ from model.errors import UserError
 from model.sinks import Row, read_csv
 from sweep.conclusion import Conclusion
 from sweep.front import front_of
-from sweep.report.lenient import read_spec, read_table
+from sweep.report.lenient import read_spec, read_trials
 from sweep.results import RUNS, ResultsFolder, equal_weights
 from sweep.space import Choice
 from sweep.spec import SweepSpec
@@ -104,7 +104,7 @@ class SweepResults:
 def read_results(folder: Path) -> SweepResults:
     """Read a results folder; what is damaged or of another version is noted. Raises UserError where it is none."""
     notes: list[str] = []
-    rows = read_table(folder / "trials.csv", notes)
+    rows = read_trials(folder / "trials.csv", notes)
     if not rows and not (folder / "spec.yaml").is_file():
         what = "holds no sweep (it has no spec.yaml)" if folder.is_dir() else "is no folder"
         raise UserError(

@@ -7,7 +7,6 @@ one, and where no range of a parameter is left, the values that were tried stand
 from __future__ import annotations
 
 import copy
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from model.errors import ConfigError
 from sweep.blocks import MetricSettings
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import Outcome
+from sweep.table_rows import sound_table
 
 TRIES = 100  # faults of a spec that are cut out before the rest of it is given up
 DROPPED_FIRST = ("early_terminate", "search", "confirm", "resources", "retries", "wandb", "trainer", "objective")
@@ -129,7 +129,7 @@ def tried(rows: Table) -> dict[str, Any]:
     return entries or {"alpha": {"value": TrainConfig().alpha}}  # a spec must have one; a constant is not searched
 
 
-def read_table(path: Path, notes: list[str]) -> Table:
+def read_trials(path: Path, notes: list[str]) -> Table:
     """Rows of trials.csv by trial, in the file's order: numbers as numbers, empty cells absent.
 
     Each row has `trial` (digits) and `state` (an Outcome). Rows that lack a trial are left out, a state that is unknown
@@ -138,24 +138,19 @@ def read_table(path: Path, notes: list[str]) -> Table:
     rows: Table = {}
     lost: list[str] = []
     stateless: list[str] = []
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            for line, cells in enumerate(csv.DictReader(file), start=2):
-                row = {
-                    key: parse_cell(key, cell) for key, cell in cells.items() if key and isinstance(cell, str) and cell
-                }
-                trial = row.get("trial", "")
-                if not trial.isdecimal():
-                    lost.append(str(line))
-                    continue
-                if row.get("state") not in set(Outcome):
-                    stateless.append(trial)
-                    row["state"] = Outcome.RUNNING.value
-                rows[trial] = row
-    except FileNotFoundError:
-        return {}  # no trial has ended yet
-    except (OSError, csv.Error) as error:
-        notes.append(f"{path}: damaged ({error}); run the sweep with --resume, which writes it anew")
+    there, fault = sound_table(path)
+    if fault is not None:
+        notes.append(f"{path}: damaged ({fault}); run the sweep with --resume, which writes it anew")
+    for line in there:
+        row = {key: parse_cell(key, cell) for key, cell in line.cells.items() if cell}
+        trial = row.get("trial", "")
+        if not trial.isdecimal():
+            lost.append(str(line.line))
+            continue
+        if row.get("state") not in set(Outcome):
+            stateless.append(trial)
+            row["state"] = Outcome.RUNNING.value
+        rows[trial] = row
     if lost:
         notes.append(f"{path}: row {_few(lost)} names no trial and is left out; --resume writes the file anew")
     if stateless:
