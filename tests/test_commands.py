@@ -60,7 +60,7 @@ def test_the_help_of_a_script_needs_no_install_and_its_example_is_taken(script: 
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to("/bin/false")
     environment = os.environ | {"VIRTUAL_ENV": str(tmp_path), "PATH": f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", script, "--help"], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", script, "--help"], env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.strip() for line in done.stdout.splitlines()]
     shown = [line for line in lines if line.startswith("scripts/")]

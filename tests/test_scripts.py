@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from model.sinks import read_csv
+from model.train import main as train
+from tests.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"agents.sh": "sweep.agents", "sync.sh": "sweep.sync", "sweep.sh": "sweep.run"}
@@ -32,7 +37,7 @@ def checkout(folder: Path) -> Path:
 def bash(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
     command = ["bash", *map(str, words)]
-    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -63,6 +68,7 @@ def test_help_without_an_environment_is_the_scripts_head_and_installs_nothing(tm
     assert not (root / ".venv").exists()
 
 
+@pytest.mark.process
 def test_help_where_the_package_is_installed_is_that_of_the_command(tmp_path):
     root = checkout(tmp_path / "checkout")
     active = {"VIRTUAL_ENV": sys.prefix, "PYTHONPATH": str(ROOT)}
@@ -94,3 +100,21 @@ def test_an_install_for_developers_does_not_outlive_that_of_another_checkout(tmp
     bash(second / "scripts" / "_env.sh", **environment)
     bash(first / "scripts" / "_env.sh", **environment)
     assert installed(environment) == [f"{first}[dev]", str(second), str(first)]
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "model/recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_training_script_trains_its_recipe_with_the_options_it_was_given(tmp_path, environment, recipe):
+    python = Path(environment["VIRTUAL_ENV"]) / "bin" / "python"
+    noting = 'printf "%s\\0" "$@" > "$(dirname "$0")/asked"; exit 7'
+    python.write_text(PYTHON.replace("*) exit 1", f"*) {noting}"))
+    tiny = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in TINY.items()]
+    options = [word for option in (*tiny, "warmup_epochs=1") for word in ("--set", option)]
+    done = bash(ROOT / "scripts" / f"train_{recipe.stem}.sh", "--out", tmp_path / "an out", *options, **environment)
+    assert done.returncode == 7, "the script's exit code is that of the training"
+    module, *words = (python.parent / "asked").read_text().split("\0")[1:-1]
+    # what it asked python for, without the seconds that another process takes to import torch
+    assert (module, train(words)) == ("model.train", 0)
+    trained = read_csv(tmp_path / "an out" / "batch.csv")
+    assert {row["batch/mode"] for row in trained} == ({0, 1} if recipe.stem == "baseline_alternating" else {2})
+    ours, its = (yaml.safe_load(path.read_text()) for path in (tmp_path / "an out" / "config.yaml", recipe))
+    assert [ours[key] for key in ("mode", "alpha", "beta")] == [its[key] for key in ("mode", "alpha", "beta")]

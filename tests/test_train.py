@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import os
-import shlex
+import resource
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.sinks import read_csv
 from model.train import load_config, main
 from model.trainer import Trainer
 from tests.metric_names import BATCH, SUMMARY
-from tests.tiny import TINY, tiny_config, tiny_content
+from tests.tiny import tiny_config, tiny_content
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,9 +43,15 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "model.train", *map(str, arguments)]
 
 
-def run(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+@contextmanager
+def in_update(number: int, act: Callable[[], None]) -> Iterator[None]:
+    """Within, `act` is called in the middle of this update of the training in this process; the first is 1."""
+    counted = itertools.count(1)
+    handle = register_optimizer_step_post_hook(lambda *_: act() if next(counted) == number else None)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -59,12 +67,14 @@ def tables(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "batch.csv").read_bytes(), (folder / "epoch.csv").read_bytes()
 
 
-def test_the_command_trains_and_leaves_config_rows_summary_and_checkpoint(tmp_path, config_file):
-    done = run(config_file, "--set", "epochs=3", "--set", "data.hflip=0", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_the_command_trains_and_leaves_config_rows_summary_and_checkpoint(tmp_path, config_file, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(config_file), "--set", "epochs=3", "--set", "data.hflip=0"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
     out = tmp_path / "runs" / "run"
-    assert "6 updates an epoch, 3 epochs, on cpu; mask 0.75 (12 of 16 patches)" in done.stdout
-    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
+    assert "6 updates an epoch, 3 epochs, on cpu; mask 0.75 (12 of 16 patches)" in printed.out
+    assert [line.split()[1] for line in printed.out.splitlines() if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
     rows = read_csv(out / "batch.csv")
     assert [row["batch/iteration"] for row in rows] == list(range(18))
     assert all(tuple(row) == BATCH for row in rows)
@@ -75,22 +85,23 @@ def test_the_command_trains_and_leaves_config_rows_summary_and_checkpoint(tmp_pa
     assert {int(state["step"]) for state in steps} == {len(rows)}
 
 
-def test_a_run_that_was_interrupted_goes_on_to_the_files_of_one_that_was_not(tmp_path):
-    config_file = written(tmp_path / "run.yaml", epochs=60)
+@pytest.mark.parametrize(("number", "update"), [(signal.SIGINT, 3), (signal.SIGTERM, 15)])
+def test_a_stopped_run_keeps_every_update_and_goes_on_to_the_files_of_one_that_was_not(
+    tmp_path, capsys, number, update
+):
+    config_file = written(tmp_path / "run.yaml", epochs=4)  # of 6 updates
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([str(config_file), "--out", str(whole)]) == 0
 
-    process = subprocess.Popen(command(config_file, "--out", parts), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with process, process.stdout as lines:
-        assert any(line.startswith("epoch   2/60") for line in lines)
-        process.send_signal(signal.SIGINT)
-        assert "Go on with --resume" in lines.read()
-    assert process.returncode == 130
+    with in_update(update, lambda: signal.raise_signal(number)):
+        assert main([str(config_file), "--out", str(parts)]) == 130
+    assert "Go on with --resume" in capsys.readouterr().out
     checkpoint = parts / "checkpoint" / "last.pt"
-    epochs_done = load_checkpoint(checkpoint)["epoch"]
-    assert 2 <= epochs_done < 60
-    assert set(json.loads((parts / "summary.json").read_text())) == set(SUMMARY)  # also when stopped early
+    state = load_checkpoint(checkpoint)
+    assert state["update"] >= update
+    assert state["epoch"] == len(read_csv(parts / "epoch.csv")) == update // 6
+    assert len(read_csv(parts / "batch.csv")) == state["update"] - len(state["in_flight"])
+    assert ("summary/best_loss" in json.loads((parts / "summary.json").read_text())) == (update > 6)
 
     assert main([str(config_file), "--out", str(parts), "--resume", str(checkpoint)]) == 0
     assert tables(parts) == tables(whole)
@@ -100,26 +111,16 @@ def test_a_run_that_was_interrupted_goes_on_to_the_files_of_one_that_was_not(tmp
     assert all(torch.equal(model[name], other[name]) for name in model)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_was_stopped_within_an_epoch_keeps_every_update_and_goes_on_to_the_same_rows(tmp_path, number):
-    config_file = written(tmp_path / "run.yaml", epochs=2, data={"synthetic": {"sequences": 400}}, batch_size=4)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    process = subprocess.Popen(command(config_file, "--out", parts), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    with process:
-        while len(read_csv(parts / "batch.csv")) < 20:
-            time.sleep(0.02)
-        process.send_signal(number)
-        assert process.stdout is not None
-        assert "Go on with --resume" in process.stdout.read()
+@pytest.mark.process
+def test_a_process_that_is_interrupted_says_how_to_go_on_and_ends_with_code_130(tmp_path):
+    config_file = written(tmp_path / "run.yaml", epochs=1_000_000)
+    process = subprocess.Popen(command(config_file, "--out", tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process, process.stdout as lines:
+        assert any(line.startswith("epoch   2/") for line in lines)
+        process.send_signal(signal.SIGINT)
+        assert "Go on with --resume" in lines.read()
     assert process.returncode == 130
-    checkpoint = parts / "checkpoint" / "last.pt"
-    state = load_checkpoint(checkpoint)
-    assert (state["epoch"], len(read_csv(parts / "epoch.csv"))) == (0, 0)
-    assert len(read_csv(parts / "batch.csv")) == state["update"] - len(state["in_flight"])
-
-    assert main([str(config_file), "--out", str(parts), "--resume", str(checkpoint)]) == 0
-    assert main([str(config_file), "--out", str(whole)]) == 0
-    assert tables(parts) == tables(whole)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_gone_on_from(tmp_path, capsys):
@@ -138,19 +139,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_gone_on_from(tmp
     assert tables(parts) == tables(whole)
 
 
-def test_a_full_disk_is_named_with_the_way_to_go_on(tmp_path):
-    config_file = written(tmp_path / "run.yaml", epochs=500, batch_size=2, pictures=0)
+def test_a_full_disk_is_named_with_the_way_to_go_on(tmp_path, capsys):
+    small = {"encoder": {"width": 8}, "decoder": {"width": 8}, "batch_size": 2, "pictures": 0}
+    config_file = written(tmp_path / "run.yaml", epochs=500, **small)
     out = tmp_path / "out"
-    # a file may not grow beyond 560 kB: the checkpoint fits, the rows do not for ever
-    limited = f"ulimit -f 560; trap '' XFSZ; exec {shlex.join(command(config_file, '--out', out))}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-c", limited], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 2
-    assert f"error: {out} cannot be written: " in done.stderr
-    assert f"Go on with --resume {out / 'checkpoint' / 'last.pt'}" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main([str(config_file), "--out", str(tmp_path / "first"), "--set", "epochs=1"]) == 0
+    checkpoint = (tmp_path / "first" / "checkpoint" / "last.pt").stat().st_size
+    # no file of this process may grow beyond: the checkpoint fits, the rows do not for ever
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (checkpoint + 5_000, before[1]))
+    try:
+        assert main([str(config_file), "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    printed = capsys.readouterr().err
+    assert f"error: {out} cannot be written: " in printed
+    assert f"Go on with --resume {out / 'checkpoint' / 'last.pt'}" in printed
+    assert "Traceback" not in printed
 
 
 def test_a_finished_run_leaves_one_checkpoint_and_its_pictures(tmp_path, config_file):
@@ -161,25 +166,10 @@ def test_a_finished_run_leaves_one_checkpoint_and_its_pictures(tmp_path, config_
         assert min(picture.size) > 100
 
 
-RECIPES = sorted((ROOT / "model" / "recipes").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_has_its_script_and_trains(tmp_path, recipe):
-    script = (ROOT / "scripts" / f"train_{recipe.stem}.sh").read_text()
-    assert f"model/recipes/{recipe.stem}.yaml" in script
-    tiny = [f"--set={key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in TINY.items()]
-    assert main([str(recipe), "--out", str(tmp_path / "out"), *tiny, "--set", "warmup_epochs=1"]) == 0
-    modes = {row["batch/mode"] for row in read_csv(tmp_path / "out" / "batch.csv")}
-    assert modes == ({0, 1} if "alternating" in recipe.stem else {2})
-
-
-def test_bad_input_ends_with_code_2_and_one_line_without_a_traceback(tmp_path):
-    done = run(written(tmp_path / "run.yaml", mask_ration=0.5))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert "run.yaml: unknown key 'mask_ration'; did you mean 'mask_ratio'?" in done.stderr
+def test_bad_input_ends_with_code_2_and_one_line_without_a_traceback(tmp_path, capsys):
+    message = refusal(capsys, written(tmp_path / "run.yaml", mask_ration=0.5))
+    assert len(message.splitlines()) == 1
+    assert "run.yaml: unknown key 'mask_ration'; did you mean 'mask_ratio'?" in message
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path, config_file, capsys):
@@ -235,6 +225,7 @@ def test_a_diverged_run_keeps_its_rows_and_ends_with_code_2(tmp_path, config_fil
 def test_an_update_that_breaks_the_weights_never_becomes_the_last_good_checkpoint(
     tmp_path, config_file, capsys, monkeypatch
 ):
+    # the only way to a checkpoint within an epoch that takes less than ten minutes
     monkeypatch.setattr("model.runner.SAVE_EVERY_S", 0.0)  # after each row, while the next update is under way
     options = ("--set", "base_lr=1e9", "--set", "clip_grad=null", "--set", "warmup_epochs=1")
     checkpoint = tmp_path / "out" / "checkpoint" / "last.pt"
