@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts/bench_load.py"
+from tests.inline import inline_runner
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
-@pytest.mark.slow
-def test_a_small_load_runs_to_its_end_with_all_rows() -> None:
-    command = [sys.executable, str(SCRIPT), "--trials", "10", "--concurrent", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "the driver's cost" in done.stdout
-    assert "10 trials (" in done.stdout
-    assert "each row is in its CSV file once" in " ".join(done.stdout.split())
+def test_a_small_load_runs_to_its_end_with_all_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setattr(sys, "argv", ["bench_load.py", "--trials", "10", "--concurrent", "2"])
+    with inline_runner():
+        importlib.import_module("bench_load").main()
+    printed = capsys.readouterr().out
+    assert "the driver's cost" in printed
+    assert "10 trials (" in printed
+    assert "each row is in its CSV file once" in " ".join(printed.split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from model.trainer import NonFiniteLossError, Trainer
 from sweep.blocks import WandbSettings
 from sweep.trial import TrialRun
 from sweep.trial_job import TrialJob
+from tests.inline import Inline, run_inline
 from tests.sweeping import tiny_content as sweep_content
 from tests.sweeping import trial_folders
 from tests.tiny import tiny_config, tiny_content
@@ -40,7 +43,7 @@ from tests.watching import comparable
 
 ROOT = Path(__file__).resolve().parents[1]
 SAME = 1e-5  # between one process and several; they add up in another order
-SOON_S = 20.0  # a machine may be busy; the time limits of torch.distributed are 10 minutes and more
+LIMIT_S = 300.0  # nothing takes so long, but the machine may be busy; below the limits of torch.distributed
 
 CASES: dict[str, dict[str, Any]] = {
     "joint": {"clip_grad": 0.1, "accum_iter": 2, "data": {"hflip": 0.5, "vflip": 0.5}},
@@ -52,6 +55,11 @@ CASES: dict[str, dict[str, Any]] = {
     "sensors": {"encoder": {"sensors": ["digit", "gelsight"]}, "data": {"sensor": "gelsight"}, "ema_decay": 0.9},
     "layer decay": {"layer_decay": 0.8, "norm_pix_loss": True},
 }
+
+
+def together(test: Any) -> Any:
+    """Of a test that needs what two processes have reported."""
+    return pytest.mark.process(pytest.mark.xdist_group("together")(test))
 
 
 def config_of(case: str) -> Any:
@@ -76,9 +84,9 @@ def rows_of(folder: Path) -> tuple[list[Row], list[Row]]:
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    give_up = time.monotonic() + SOON_S
+    give_up = time.monotonic() + LIMIT_S
     while not condition():
-        assert time.monotonic() < give_up, f"waited {SOON_S} s for {what}"
+        assert time.monotonic() < give_up, f"waited {LIMIT_S} s for {what}"
         time.sleep(0.02)
 
 
@@ -131,23 +139,31 @@ def test_a_device_that_trains_in_one_process_only_is_refused() -> None:
 # --- the same training ---
 
 
+@dataclass
+class Together:
+    """What two processes report; the helper is started once for all of it."""
+
+    of: dict[str, list[Event]]
+    """All events of each case."""
+    whole: list[Event]
+    parted: list[Event]
+    """Of a run that was interrupted in its second epoch, and went on."""
+    after: list[Event]
+    checkpoint: Path
+    again: list[Event]
+    """Of a sound run after one whose loss became infinite."""
+
+
+INTERRUPTED = {"epochs": 4, "ema_decay": 0.9, "mode": "alternating"}
+
+
 @pytest.fixture(scope="module")
-def of_two() -> dict[str, list[Event]]:
-    """What two processes report, of each case; the helper is started once."""
-    with Team(2, "cpu") as team, team.explaining():
-        return {case: list(team.trainer(config_of(case), load_clips(config_of(case).data)).train()) for case in CASES}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_report_what_one_does(case: str, of_two: dict[str, list[Event]]) -> None:
-    assert_same(list(Trainer(config_of(case)).train()), of_two[case])
-
-
-def test_an_interrupted_run_goes_on_to_the_same_rows_on_two_processes_and_on_one(tmp_path: Path) -> None:
-    config = tiny_config(epochs=4, ema_decay=0.9, mode="alternating")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Together:
+    path = tmp_path_factory.mktemp("two") / "last.pt"
+    config = tiny_config(**INTERRUPTED)
     clips = load_clips(config.data)
-    path = tmp_path / "last.pt"
     with Team(2, "cpu") as team, team.explaining():
+        of = {case: list(team.trainer(config_of(case), load_clips(config_of(case).data)).train()) for case in CASES}
         whole = list(team.trainer(config, clips).train())
         part = team.trainer(config, clips)
         events = part.train()
@@ -156,88 +172,93 @@ def test_an_interrupted_run_goes_on_to_the_same_rows_on_two_processes_and_on_one
         with pytest.raises(CheckpointError):  # the team is as good as before
             team.trainer(tiny_config(mode="alternating"), clips, load_checkpoint(path))
         after = list(team.trainer(config, clips, load_checkpoint(path)).train())
-    assert comparable(before + after) == comparable(whole)
-    alone = Trainer(config, clips)
-    alone.load_state_dict(load_checkpoint(path))
-    assert_same(list(alone.train()), after)
+        with pytest.raises(NonFiniteLossError):  # ends all processes' training, and the team can train again
+            list(team.trainer(tiny_config(base_lr=1e30, clip_grad=None), clips).train())
+        again = list(team.trainer(tiny_config(), clips).train())
+    return Together(of, whole, before + after, after, path, again)
 
 
-def test_a_loss_that_is_no_number_ends_all_processes_and_the_team_can_train_again() -> None:
-    broken, sound = tiny_config(base_lr=1e30, clip_grad=None), tiny_config()
-    with Team(2, "cpu") as team, team.explaining():
-        with pytest.raises(NonFiniteLossError):
-            list(team.trainer(broken, load_clips(broken.data)).train())
-        assert_same(list(Trainer(sound).train()), list(team.trainer(sound, load_clips(sound.data)).train()))
+@together
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_report_what_one_does(case: str, of_two: Together) -> None:
+    assert_same(list(Trainer(config_of(case)).train()), of_two.of[case])
 
 
+@together
+def test_an_interrupted_run_goes_on_to_the_same_rows_on_two_processes_and_on_one(of_two: Together) -> None:
+    assert comparable(of_two.parted) == comparable(of_two.whole)
+    alone = Trainer(tiny_config(**INTERRUPTED))
+    alone.load_state_dict(load_checkpoint(of_two.checkpoint))
+    assert_same(list(alone.train()), of_two.after)
+
+
+@together
+def test_after_a_loss_that_is_no_number_the_team_trains_as_before(of_two: Together) -> None:
+    assert_same(list(Trainer(tiny_config()).train()), of_two.again)
+
+
+@pytest.mark.process
 def test_what_only_the_leading_process_refuses_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
     config = tiny_config(encoder={"pretrained": str(tmp_path / "none.safetensors")})
-    started = time.monotonic()
     with pytest.raises(ConfigError, match=r"none\.safetensors"), Team(2, "cpu") as team, team.explaining():
         team.trainer(config, load_clips(config.data))
-    assert time.monotonic() - started < SOON_S
     assert helpers_of(psutil.Process()) == []
 
 
 # --- by torchrun ---
 
 
-def torchrun(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+# `python -m model.train`, of which each process prints a digest of its weights after the last update: processes that
+# drift apart show in no loss
+TELLING = """
+import hashlib, sys
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from model.train import main
+
+def tell(optimiser, *_):
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    digests.append(hashlib.sha256(b"".join(weight.detach().numpy().tobytes() for weight in weights)).hexdigest())
+
+digests = []
+register_optimizer_step_post_hook(tell)
+code = main()
+print(f"digest {digests[-1]}\\n", end="", flush=True)
+sys.exit(code)
+"""
 
 
-@pytest.mark.slow
-def test_a_run_of_one_process_goes_on_by_torchrun_to_the_rows_that_it_would_have_had(tmp_path: Path) -> None:
-    file, out, config = tmp_path / "run.yaml", tmp_path / "out", tiny_config(epochs=3)
-    file.write_text(yaml.safe_dump(tiny_content(epochs=3)))
+@pytest.mark.process
+def test_a_run_of_one_process_goes_on_by_torchrun_to_the_rows_that_it_would_have_had_and_to_equal_weights(
+    tmp_path: Path,
+) -> None:
+    changes = {"epochs": 3, "mode": "alternating", "ema_decay": 0.9, "accum_iter": 2}
+    file, out, config = tmp_path / "run.yaml", tmp_path / "out", tiny_config(**changes)
+    file.write_text(yaml.safe_dump(tiny_content(**changes)))
     alone, part, sink = list(Trainer(config).train()), Trainer(config), CsvSink(out)
-    for event in itertools.islice(part.train(), 9):  # into the second epoch
+    for event in itertools.islice(part.train(), 5):  # into the second epoch
         sink.log(event)
     sink.close(0)
     save_checkpoint(out / LAST, part.state_dict())
 
-    done = torchrun("-m", "model.train", file, "--resume", out / LAST)
+    script = tmp_path / "telling.py"
+    script.write_text(TELLING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", script]
+    done = subprocess.run(
+        [*map(str, command), str(file), "--resume", str(out / LAST)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "2 processes" in done.stdout
     assert done.stdout.count("rows in") == 1  # one of them speaks
     batches, epochs = rows_of(out)
     assert_rows_same([event.values for event in alone if event.level is Level.BATCH], batches)
     assert_rows_same([event.values for event in alone if event.level is Level.EPOCH], epochs)
-
-
-# every rank prints a digest of its weights: ranks that drift apart show in no loss
-WEIGHTS = """
-import hashlib, sys
-from model.distributed import joined
-from model.trainer import Trainer
-from tests.tiny import tiny_config
-
-with joined("cpu") as world:
-    trainer = Trainer(tiny_config(mode="alternating", ema_decay=0.9, accum_iter=2), world=world)
-    list(trainer.train()) if world.leads else trainer.follow()
-    digest = hashlib.sha256()
-    for model in (trainer.model, trainer.judged):
-        for value in model.state_dict().values():
-            digest.update(value.numpy().tobytes())
-    print("digest", digest.hexdigest(), flush=True)
-"""
-
-
-def test_the_weights_of_all_processes_are_equal_to_the_last_bit(tmp_path: Path) -> None:
-    script = tmp_path / "weights.py"
-    script.write_text(WEIGHTS)
-    done = torchrun(script, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
-    digests = [word for word in done.stdout.split() if len(word) == 64]
+    digests = re.findall(r"digest (\w{64})", done.stdout)
     assert len(digests) == 2
     assert len(set(digests)) == 1
 
@@ -254,24 +275,24 @@ def train_and_lose_the_helper() -> None:
                 helper.kill()
 
 
+@pytest.mark.process
 def test_a_helper_that_dies_is_an_error_that_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    started = time.monotonic()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # TMPDIR is read once only
     with pytest.raises(TeamError, match=r"process 2 of the trial's 2 was killed by signal 9"):
         train_and_lose_the_helper()
-    assert time.monotonic() - started < SOON_S
     assert list(tmp_path.glob("tactile-team-*")) == []
     assert helpers_of(psutil.Process()) == []
 
 
+@pytest.mark.process
 def test_a_helper_that_cannot_start_is_an_error_that_says_so(monkeypatch: Any) -> None:
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))  # what helpers are started with
     with pytest.raises(TeamError, match=r"process 2 of the trial's 2 ended with exit code 1"):
         Team(2, "cpu")
 
 
 LEADER = """
-import sys, time
+import signal, sys
 import model.team
 from model.data.clips import load_clips
 from model.team import Team
@@ -284,7 +305,7 @@ with Team(2, "cpu") as team:
         if event.values.get("epoch") == 1:
             print("trains", flush=True)
             if "stuck" in sys.argv:
-                time.sleep(600)
+                signal.pause()
 """
 
 
@@ -305,6 +326,7 @@ def leader(request: Any, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str]
             process.kill()
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_no_helper_and_no_file(leader: Any, tmp_path: Path) -> None:
     process, helper = leader
     process.kill()
@@ -312,11 +334,12 @@ def test_a_killed_process_leaves_no_helper_and_no_file(leader: Any, tmp_path: Pa
     wait_for(lambda: not list(tmp_path.glob("tactile-team-*")), "the removal of its files")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("leader", [["stuck"]], indirect=True)
 def test_a_process_that_cannot_notice_its_helpers_death_ends_too(leader: Any) -> None:
     process, helper = leader
     helper.kill()
-    assert process.wait(SOON_S) == 1
+    assert process.wait(LIMIT_S) == 1
     assert "process 2 of the trial's 2 was killed by signal 9" in process.stderr.read()
 
 
@@ -358,6 +381,7 @@ def lose_a_helper(of: TrialJob) -> None:
         sys.exit(TOLD if "killed by signal 9" in str(error) else 1)
 
 
+@pytest.mark.process
 def test_a_trial_of_two_processes_that_lost_one_goes_on_to_the_rows_of_an_undisturbed_one(tmp_path: Path) -> None:
     one, two, disturbed = (job(tmp_path / name, size) for name, size in (("one", 1), ("two", 2), ("disturbed", 2)))
     trained(TrialRun(one))
@@ -368,23 +392,21 @@ def test_a_trial_of_two_processes_that_lost_one_goes_on_to_the_rows_of_an_undist
     # in a process of its own: a thread of gloo's may see the broken connection first, and aborts its process
     loser = get_context("spawn").Process(target=lose_a_helper, args=(disturbed,))
     loser.start()
-    loser.join(120)
+    loser.join(LIMIT_S)
     assert loser.exitcode in (TOLD, -signal.SIGABRT)
     trained(TrialRun(disturbed))
     assert rows_of(disturbed.folder) == rows_of(two.folder)
     assert helpers_of(psutil.Process()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_sweep_with_trials_of_two_processes_has_the_rows_of_one_process(tmp_path: Path) -> None:
     tables = {}
     for processes in (1, 2):
         resources = {"cpu": 2, "processes": processes}
         spec, results = tmp_path / f"{processes}.yaml", tmp_path / str(processes)
         spec.write_text(yaml.safe_dump(sweep_content(resources=resources, run_cap=2)), encoding="utf-8")
-        command = [sys.executable, "-m", "sweep.run", str(spec), "--results", str(results)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert run_inline(spec, results, engine=Inline(cpus=2)) == 0
         tables[processes] = [rows_of(folder) for folder in trial_folders(results)]
     assert len(tables[2]) == 2
     for alone, shared in zip(tables[1], tables[2], strict=True):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import csv
+import html
 import importlib
 import io
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,16 @@ import yaml
 from model.config import TrainConfig
 from model.configfile import parse_yaml, validated, with_overrides
 from model.errors import ConfigError
+from sweep.run import main as run
 from sweep.schema import schema
 from sweep.spec import SweepSpec
 from tests.command_lines import ROOT, Refused, parsed, split
 from tests.documents import Block, blocks, command_lines, documents, inline_commands
+from tests.inline import inline_runner, run_inline
 from tests.sweeping import tiny_content
 from tests.tiny import tiny_content as trainer_content
 
-# what runs here, in seconds, and the exit codes that are no failure
+# what runs here, and the exit codes that are no failure
 RUNS: dict[str, set[int]] = {
     r"python -m sweep\.run (?!.*--address).*--dry-run": {0},
     r"python -m sweep\.agent \S+ --print": {0},
@@ -82,7 +84,6 @@ PARSED: dict[str, str] = {
 }
 NO_SPEC: dict[str, str] = {}  # YAML that is neither a spec nor a config, by its place: what it is
 SAMPLE = {"alpha": {"min": 0.1, "max": 0.9}}
-LIMIT_S = 600  # half a minute where the machine does nothing else
 
 ALL = [
     (place, words)
@@ -303,7 +304,7 @@ def spec_content(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the documents' commands name: specs, a finished sweep, a finished run, a config; all of them tiny."""
     root = tmp_path_factory.mktemp("site")
     for kind in ("sweeps", "model"):
@@ -313,17 +314,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for document in ("README.md", "model/README.md"):
         (root / document).write_bytes((ROOT / document).read_bytes())
     (root / "CONFIG.yaml").write_text(yaml.safe_dump(trainer_content()), encoding="utf-8")
-    environment = {"PYTHONPATH": str(ROOT)}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        command = [sys.executable, "-m", "sweep.run", "sweeps/alpha_beta.yaml"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-        assert done.returncode == 0, done.stderr
+        assert run_inline(Path("sweeps/alpha_beta.yaml"), Path("results/alpha_beta")) == 0
         code, said = run_here(["python", "-m", "model.train", "CONFIG.yaml", "--out", "runs/joint_equal_weights"])
         assert code == 0, said
-        yield root
+    return root
 
 
 def run_here(words: list[str]) -> tuple[int, str]:
@@ -352,14 +348,111 @@ def in_the_site(words: list[str]) -> list[str]:
     return [*result, "--no-measure"] if "--dry-run" in result and "sweep.run" in result else result
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("site")
 @pytest.mark.parametrize("line", RUN_HERE)
-def test_a_command_in_a_document_runs(site: Path, line: str):
+def test_a_command_in_a_document_runs(site: Path, line: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(site)
     codes = next(codes for pattern, codes in RUNS.items() if re.match(pattern, line))
     code, said = run_here(in_the_site(RUN_HERE[line]))
     assert code in codes, said
     assert "Traceback" not in said
+
+
+# The README's sweep, with its own space, sampler, presets, early stopping, objective, seeds and confirmation. 3 of its
+# 8 epochs are the fewest in which a trial can be stopped early. With the spec's own clips and model that would take
+# minutes on one core: both are small here.
+SHORTENED = (
+    "epochs=3",
+    "data.synthetic.sequences=8",
+    "data.eval_clips=8",
+    "data.image_size=32",
+    "encoder.width=32",
+    "encoder.depth=1",
+    "decoder.width=32",
+)
+
+
+@pytest.fixture(scope="module")
+def readme_sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, str]:
+    """The exit code of `python -m sweep.run sweeps/alpha_beta.yaml`, the results folder, and what it printed."""
+    root = tmp_path_factory.mktemp("readme")
+    said = io.StringIO()
+    options = [word for change in SHORTENED for word in ("--set", f"trainer.{change}")]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.chdir(root)
+        patch.delenv("WANDB_API_KEY", raising=False)
+        patch.setenv("NETRC", str(root / "none"))  # no account, as README says
+        with inline_runner():
+            code = run([str(ROOT / "sweeps/alpha_beta.yaml"), *options])
+    return code, root / "results/alpha_beta", said.getvalue()
+
+
+def shown_in_readme(name: str) -> list[str]:
+    """The lines of README's output that begin with this word."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    output = text.split("You see (some lines are left out here):", 1)[1].split("```")[1]
+    return [line for line in output.splitlines() if line.startswith(name)]
+
+
+@pytest.mark.xdist_group("readme")
+def test_the_readmes_sweep_says_at_first_what_readme_shows(readme_sweep: tuple[int, Path, str]):
+    code, _, said = readme_sweep
+    assert code == 0
+    for name in ("sweep  ", "searched", "first", "goal", "confirm  ", "starting"):
+        [line] = shown_in_readme(name)
+        assert line in said.splitlines()
+    assert "wandb      offline: no credentials" in said
+
+
+@pytest.mark.xdist_group("readme")
+def test_the_readmes_sweep_tries_the_presets_first_and_stops_none_of_them(readme_sweep: tuple[int, Path, str]):
+    _, results, said = readme_sweep
+    trials = read_table(results / "trials.csv")
+    assert len(trials) == 16
+    assert [(row["preset"], float(row["alpha"])) for row in trials[:2]] == [
+        ("equal-weights", 0.5),
+        ("balanced-weights", 0.75),
+    ]
+    assert {row["state"] for row in trials[:2]} == {"complete"}
+    assert any(row["state"] == "pruned" for row in trials)
+    for part in ("trial 0000", "alpha 0.5  base_lr 0.008  mask_ratio 0.75", "[equal-weights]"):
+        assert part in next(line for line in said.splitlines() if line.startswith(" 1/16"))
+
+
+@pytest.mark.xdist_group("readme")
+def test_the_readmes_sweep_confirms_its_best_two_and_the_presets_and_tells_it_in_the_report(
+    readme_sweep: tuple[int, Path, str],
+):
+    _, results, said = readme_sweep
+    runs = read_table(results / "confirm.csv")
+    assert {row["state"] for row in runs} == {"complete"}
+    assert {"equal-weights", "balanced-weights"} < {row["candidate"] for row in runs}
+    assert len(runs) == len({row["candidate"] for row in runs}) * 3 == 12
+    *_, answer, train, report = said.strip().splitlines()
+    assert answer.rpartition(": ")[2] in ("better.", "worse.", "no difference shown.")
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert html.escape(answer.partition(":")[0]) in html.unescape(page)
+    assert report == f"report: {results / 'report.html'}"
+    assert train.startswith(f"train it longer: python -m model.train {results / 'best.yaml'} --set epochs=")
+
+
+@pytest.mark.xdist_group("readme")
+def test_the_readmes_sweep_leaves_a_best_config_that_the_trainer_takes(
+    readme_sweep: tuple[int, Path, str], tmp_path: Path
+):
+    _, results, said = readme_sweep
+    line = next(line for line in said.splitlines() if line.startswith("train it longer: "))
+    words = shlex.split(line.removeprefix("train it longer: "))
+    code, printed = run_here([*words[:-1], "epochs=1", "--set", "warmup_epochs=0", "--out", str(tmp_path)])
+    assert code == 0, printed
+    confirmed = yaml.safe_load((results / "best.yaml").read_text(encoding="utf-8"))
+    trained = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert [trained[key] for key in ("alpha", "base_lr")] == [confirmed[key] for key in ("alpha", "base_lr")]
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def test_overrides_in_documents_name_keys_that_exist():

@@ -48,7 +48,7 @@ def test_the_notebook_is_short_and_without_outputs(notebook):
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_every_cell_runs_and_shows_what_it_says(notebook, tmp_path):
     results_folder(tmp_path / "results" / "alpha_beta")
     (tmp_path / "scripts").mkdir()  # Jupyter runs a notebook in the folder where it lies
@@ -58,7 +58,7 @@ def test_every_cell_runs_and_shows_what_it_says(notebook, tmp_path):
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
     }
-    client = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path / "scripts")}})
+    client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(tmp_path / "scripts")}})
     client.execute(env=environment)
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     texts = [str(output.get("text") or output.get("data", {}).get("text/plain")) for output in shown]

@@ -181,9 +181,10 @@ def test_compiling_without_a_compiler_is_refused_before_anything_starts(monkeypa
         Trainer(tiny_config(compile=True))
 
 
-@pytest.mark.slow
+@pytest.mark.process  # inductor's compiler
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
 def test_a_compiled_model_gives_the_same_rows_and_compiles_once_over_lr_alpha_and_beta():
+    # torch names these with an underscore, and has no other way to ask how often it compiled
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     plain = history(Trainer(tiny_config(weighting="famo"))).batch

@@ -62,7 +62,15 @@ def importers(package: str) -> set[str]:
         (["model.trainer"], ["sweep", "ray", "wandb", "optuna"]),
         # configs, counts, rows and clips; and the command line of the trainer answers before torch is loaded
         (
-            ["model.config", "model.configfile", "model.plan", "model.sinks", "model.data.clips", "model.train"],
+            [
+                "model.config",
+                "model.configfile",
+                "model.plan",
+                "model.sinks",
+                "model.data.clips",
+                "model.data.verify",
+                "model.train",
+            ],
             ["torch", "timm", "sweep"],
         ),
         (["sweep.objective", "sweep.spec"], ["ray", "wandb", "torch", "model.trainer"]),

@@ -207,23 +207,29 @@ def test_a_summary_can_be_had_at_any_time():
     assert (stopped["summary/best_epoch"], stopped["summary/best_loss"]) == (0, first.values["epoch/train_loss"])
 
 
-def test_time_of_resumed_and_abandoned_parts_is_added_up():
+def test_time_of_resumed_and_abandoned_parts_is_added_up(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)  # a clock of the test's own
+
     def seconds(trainer: Trainer) -> float:
         return trainer.summary().values["summary/total_time_seconds"]
 
     trainer = Trainer(tiny_config())
     next(trainer.run_epoch())
-    time.sleep(0.05)
-    first_part = seconds(trainer)
-    assert first_part > 0.05
+    now = 5.0
+    assert seconds(trainer) == 5
     resumed = Trainer(tiny_config())
     resumed.load_state_dict(trainer.state_dict())
-    list(resumed.run_epoch())
-    between_epochs = seconds(resumed)
-    time.sleep(0.05)
-    assert seconds(resumed) == between_epochs > first_part
-    list(trainer.run_epoch())  # the generator of before is given up
-    assert seconds(trainer) > first_part
+    events = resumed.run_epoch()
+    next(events)
+    now = 7.0
+    list(events)
+    now = 10.0  # between epochs nothing is counted
+    assert seconds(resumed) == 7
+    events = trainer.run_epoch()  # the generator of before is given up
+    next(events)
+    now = 11.0
+    assert seconds(trainer) == 11
 
 
 # --- determinism ---------------------------------------------------------------------------------------------------

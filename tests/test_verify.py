@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -92,8 +90,7 @@ def test_a_root_without_stores_is_bad_input(tmp_path, capsys, make, said):
     assert said in capsys.readouterr().err
 
 
-def test_the_command_runs_without_torch_on_the_default_folder(tmp_path, frame_stores):
+def test_the_command_without_a_root_looks_at_the_default_folder(tmp_path, capsys, frame_stores):
     open_store(data(tmp_path).model_copy(update={"store_dir": None}))
-    done = subprocess.run([sys.executable, "-m", "model.data.verify"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "ok          synthetic-16x16-" in done.stdout
+    assert main([]) == 0
+    assert "ok          synthetic-16x16-" in capsys.readouterr().out
