@@ -42,8 +42,8 @@ def modules() -> list[str]:
 
 
 def programs() -> list[Path]:
-    """Python files in scripts/ that are commands."""
-    return sorted(p for p in (ROOT / "scripts").glob("*.py") if _MAIN.search(p.read_text(encoding="utf-8")))
+    """Python files in scripts/ and its folders that are commands."""
+    return sorted(p for p in (ROOT / "scripts").rglob("*.py") if _MAIN.search(p.read_text(encoding="utf-8")))
 
 
 def shell_scripts() -> list[Path]:
@@ -85,7 +85,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if words[2] not in modules():
             raise Refused(f"there is no command python -m {words[2]}")
         return ["-m", words[2]], list(words[3:])
-    if first == "python" and Path(words[1]).parent.name == "scripts":
+    if first == "python" and Path(words[1]).parts[0] == "scripts":
         if not (ROOT / words[1]).is_file():
             raise Refused(f"there is no {words[1]}")
         return [words[1]], list(words[2:])
@@ -150,7 +150,7 @@ def _run(command: Sequence[str], arguments: Sequence[str]) -> None:
                 runpy.run_path(str(module.__file__), run_name="__main__")
         else:
             patch.setattr(sys, "argv", [command[0], *arguments])
-            patch.syspath_prepend(ROOT / "scripts")
+            patch.syspath_prepend((ROOT / command[0]).parent)
             runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 

@@ -49,7 +49,9 @@ def test_a_baseline_that_diverged_in_the_search_is_confirmed_all_the_same_and_an
         trial(1, None, 0.75, "balanced-weights", Outcome.DIVERGED),
         trial(2, 0.6, 0.6),
     ]
-    assert names(pick(confirm_spec(1), records)) == ["trial 0002", "equal-weights"]
+    candidates = pick(confirm_spec(1), records)
+    assert names(candidates) == ["trial 0002", "equal-weights"]
+    assert candidates.configs[1].source == "0000"
 
 
 def test_without_an_equal_weights_preset_it_is_added_with_the_trainers_own_values() -> None:

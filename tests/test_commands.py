@@ -50,7 +50,7 @@ def test_the_head_of_a_program_in_scripts_has_a_command_line_that_it_takes(progr
     if program.name == "draw_objective.py":
         pytest.importorskip("matplotlib", reason="pip install 'tactile-sweep[evidence]'")
     for line in lines:
-        assert line.split()[1] == f"scripts/{program.name}"
+        assert line.split()[1] == str(program.relative_to(ROOT))
         parsed(without_optional(line))
 
 

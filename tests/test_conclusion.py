@@ -142,6 +142,21 @@ def test_before_all_have_run_configs_are_compared_on_the_seeds_that_they_share()
     assert conclusion.chosen == "trial 0004"
 
 
+def test_of_a_maximised_metric_the_highest_mean_is_chosen() -> None:
+    skill = tiny_spec(metric={"name": "eval/static_skill", "goal": "maximize"}).metric
+    runs = [*runs_of(0.7, [0.5, 0.6, 0.7]), *runs_of(0.6, [0.8, 0.9, 1.0]), *runs_of(0.5, [0.1, 0.2, 0.3])]
+    assert conclude(skill, SEEDS, THREE, runs).chosen == "trial 0002"
+
+
+def test_of_two_runs_of_a_pair_the_first_that_ended_counts() -> None:
+    for again in (
+        [run_of(0.7, 1, None, Outcome.RUNNING), run_of(0.7, 1, 0.4)],
+        [run_of(0.7, 1, 0.4), run_of(0.7, 1, 9.0)],
+    ):
+        first = concluded(*again).rows[0].runs[0]
+        assert (first.outcome, first.value) == (Outcome.COMPLETE, 0.4)
+
+
 def test_a_conclusion_reads_back_from_its_file() -> None:
     conclusion = concluded(*runs_of(0.7, [0.5, 0.6, 0.7]), run_of(0.5, 1, 1.0))
     assert Conclusion.model_validate_json(json.dumps(conclusion.model_dump(mode="json"))) == conclusion

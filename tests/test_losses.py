@@ -45,7 +45,8 @@ def test_tokens_are_taken_in_the_given_order():
 def test_the_error_is_a_mean_over_everything_in_float32_also_of_half_floats():
     prediction, target = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     assert mse(prediction, target).item() == pytest.approx((0 + 4 + 9 + 16) / 4)
-    assert mse(prediction.bfloat16(), target).dtype == torch.float32
+    halves = torch.linspace(0, 3, 100).bfloat16()
+    assert mse(halves, torch.ones(100).bfloat16()).item() == pytest.approx((halves.double() - 1).square().mean().item())
 
 
 def test_the_dynamic_loss_is_the_sum_of_its_parts():

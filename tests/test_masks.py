@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -100,6 +101,19 @@ def test_blocks_lie_anywhere_in_the_grid_and_differ_between_clips():
             share[place] += 1 / len(places)
     assert torch.allclose(share, share.flip(0), atol=0.08)  # no side is preferred
     assert torch.allclose(share, share.flip(1), atol=0.08)
+
+
+def test_a_block_is_cut_short_at_each_of_its_corners_as_often():
+    blocks = masked_places(block_order(800, (6, 6), 25, generator()), 25, 6)  # 11 masked: 12 places, one cut
+    corners = Counter()
+    for places in blocks:
+        tops, lefts = zip(*places, strict=True)
+        inside = {(y, x) for y in range(min(tops), max(tops) + 1) for x in range(min(lefts), max(lefts) + 1)}
+        if len(inside) == 12:
+            [(y, x)] = inside - places
+            corners[y == min(tops), x == min(lefts)] += 1
+    assert len(corners) == 4
+    assert min(corners.values()) > 0.2 * corners.total()
 
 
 def test_the_same_generator_draws_the_same_blocks():

@@ -73,6 +73,12 @@ def test_with_settle_epochs_zero_every_epoch_counts():
     assert score(epochs, [], ObjectiveSettings(settle_epochs=0))["objective/imbalance"] == pytest.approx(0.3)
 
 
+def test_the_imbalance_is_the_distance_to_the_target_on_either_side_of_it():
+    for share, distance in ((0.3, 0.4), (0.7, 0.0), (0.8, 0.1)):
+        parts = score([epoch_row(0, share=share)], [], ObjectiveSettings(target=0.7))
+        assert parts["objective/imbalance"] == pytest.approx(distance)
+
+
 def test_loss_train_takes_the_best_training_loss():
     epochs = [epoch_row(0, reference=1, train=7), epoch_row(1, reference=2, train=5), epoch_row(2, train=6)]
     assert score(epochs, [], ObjectiveSettings(loss="train"))["objective/loss"] == 5

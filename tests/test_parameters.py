@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+import optuna
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -34,6 +35,29 @@ def test_weighted_values_have_their_probabilities_and_never_one_without(weights)
         assert parameter.contains(value) == (probability > 0)
     assert probabilities[parameter.to_value(0.0)] > 0
     assert probabilities[parameter.to_value(1.0)] > 0
+
+
+def test_a_weighted_value_comes_back_where_sums_of_probabilities_are_rounded():
+    parameter = WeightedChoice(tuple("abcd"), (0.1, 0.2, 0.3, 0.4))
+    assert [parameter.to_value(parameter.from_value(value)) for value in "abcd"] == [*"abcd"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "middle"),
+    [
+        ({"min": 0.0, "max": 1.0}, 0.5),
+        ({"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0}, 1e-2),
+        ({"distribution": "q_log_uniform_values", "min": 1, "max": 10_000, "q": 1}, 100),
+        ({"distribution": "normal", "mu": 3.0, "sigma": 2.0}, 3.0),
+        ({"distribution": "log_normal", "mu": 0.0, "sigma": 1.0}, 1.0),
+    ],
+    ids=lambda entry: entry.get("distribution", "uniform") if isinstance(entry, dict) else "",
+)
+def test_half_of_what_is_drawn_is_below_the_middle_of_the_scale(entry, middle):
+    parameter = parse_entry(entry)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [parameter.to_value(study.ask({"x": parameter.distribution}).params["x"]) for _ in range(300)]
+    assert 0.4 < sum(value < middle for value in drawn) / len(drawn) < 0.6
 
 
 def test_a_value_without_probability_is_outside():

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweep.blocks import SINGLE_OBJECTIVE, Sampler
 from sweep.outcome import Outcome
-from sweep.sampler_view import BEST_SEEN, as_complete, thinned
+from sweep.sampler_view import BEST_SEEN, DIVERGED, as_complete, thinned
 from sweep.samplers import GP_TRIALS, best_for
 from sweep.space import Space
 from sweep.study import SweepStudy, Values
@@ -176,6 +176,19 @@ def test_auto_models_few_numbers_by_a_gaussian_process_and_many_trials_or_catego
     assert best_for(single, 0) == "gp"
 
 
+def test_a_trial_under_way_counts_where_the_next_one_is_suggested(tmp_path: Path) -> None:
+    """The constant liar: after trials that failed, which count for nothing, others are suggested."""
+    under_way, failed = make(tmp_path / "one", "tpe"), make(tmp_path / "other", "tpe")
+    assert run(under_way, 20) == run(failed, 20)
+    at_once = [under_way.next() for _ in range(8)]
+    one_by_one = []
+    for _ in range(8):
+        one_by_one.append(failed.next())
+        failed.finish(one_by_one[-1].number, Outcome.FAILED)
+    assert at_once[0] == one_by_one[0]
+    assert at_once != one_by_one
+
+
 def test_trials_under_way_are_not_suggested_again(tmp_path: Path) -> None:
     """The constant liar: several workers at once do not get neighbouring points."""
     study = make(tmp_path, "tpe")
@@ -185,22 +198,72 @@ def test_trials_under_way_are_not_suggested_again(tmp_path: Path) -> None:
     assert len({round(alpha, 3) for alpha in together}) == 8
 
 
-def test_a_stopped_trial_is_never_told_as_better_than_the_best_complete_one() -> None:
-    def trial(steps: dict[int, float], state: TrialState) -> FrozenTrial:
-        value = steps[max(steps)] if state == TrialState.COMPLETE else None
-        return create_trial(state=state, value=value, intermediate_values=steps)
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_model_takes_over_after_the_startup_trials_and_not_before(tmp_path: Path, sampler: str) -> None:
+    def suggested(folder: Path, sign: float) -> list[Values]:
+        study = make(folder, sampler, startup_trials=4)
+        seen = []
+        for number in range(5):
+            seen.append(study.next().values)
+            study.report(number, 0, sign * bowl(seen[-1]))
+            study.finish(number, Outcome.COMPLETE)
+        return seen
 
-    ended = [trial({0: 2.0, 1: 1.0}, TrialState.COMPLETE), trial({0: 5.0, 1: 1.2}, TrialState.COMPLETE)]
-    seen = as_complete([*ended, trial({0: 2.5}, TrialState.PRUNED)], [StudyDirection.MINIMIZE])
+    one, other = suggested(tmp_path / "one", 1.0), suggested(tmp_path / "other", -1.0)
+    assert one[:4] == other[:4]
+    assert one[4] != other[4]
+
+
+def test_quasi_random_points_fill_each_axis_evenly(tmp_path: Path) -> None:
+    seen = run(make(tmp_path, "qmc"), 16)
+    alphas = {int((values["alpha"] - 0.1) / 0.8 * 16) for values in seen}
+    rates = {int((math.log10(values["base_lr"]) + 3) / 2 * 16) for values in seen}
+    assert alphas == rates == set(range(16))
+
+
+def ended(*steps: dict[int, float]) -> list[FrozenTrial]:
+    """Complete trials of these values by epoch."""
+    return numbered([create_trial(value=values[max(values)], intermediate_values=values) for values in steps])
+
+
+def numbered(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    for number, trial in enumerate(trials):
+        trial.number = number
+    return trials
+
+
+def stopped(steps: dict[int, float], **more: Any) -> FrozenTrial:
+    return create_trial(state=TrialState.PRUNED, intermediate_values=steps, **more)
+
+
+def test_a_stopped_trial_is_told_with_the_usual_change_of_complete_ones() -> None:
+    complete = ended({0: 5.0, 1: 3.0}, {0: 4.0, 1: 3.0}, {0: 9.0, 1: 3.0})  # it falls by 2, as a rule
+    assert as_complete([*complete, stopped({0: 7.0})], [StudyDirection.MINIMIZE])[3].value == 5.0
+
+
+@pytest.mark.parametrize(("direction", "worst"), [(StudyDirection.MINIMIZE, 3.0), (StudyDirection.MAXIMIZE, 1.0)])
+def test_a_diverged_trial_is_told_as_bad_as_the_worst(direction: StudyDirection, worst: float) -> None:
+    lucky = 0.1 if direction == StudyDirection.MINIMIZE else 9.0
+    trials = [*ended({0: 1.0}, {0: 3.0}), stopped({0: lucky}, constraints={DIVERGED: 1.0})]
+    assert as_complete(trials, [direction])[2].value == worst
+
+
+def test_a_stopped_trial_is_never_told_as_better_than_the_best_complete_one() -> None:
+    complete = ended({0: 2.0, 1: 1.0}, {0: 5.0, 1: 1.2})
+    seen = as_complete([*complete, stopped({0: 2.5})], [StudyDirection.MINIMIZE])
     assert seen[2].value == 1.0  # 2.5 less the usual fall of 2.4 would be 0.1
 
 
-def test_of_very_many_trials_the_best_and_an_even_choice_of_the_others_are_seen() -> None:
-    trials = [create_trial(value=float((7 * number) % 1000)) for number in range(1000)]
-    for number, trial in enumerate(trials):
-        trial.number = number
-    seen = thinned(trials, 200, [StudyDirection.MINIMIZE])
+@pytest.mark.parametrize(
+    ("direction", "best"),
+    [(StudyDirection.MINIMIZE, range(BEST_SEEN)), (StudyDirection.MAXIMIZE, range(1000 - BEST_SEEN, 1000))],
+)
+def test_of_very_many_trials_the_best_and_an_even_choice_of_the_others_are_seen(
+    direction: StudyDirection, best: range
+) -> None:
+    trials = numbered([create_trial(value=float((7 * number) % 1000)) for number in range(1000)])
+    seen = thinned(trials, 200, [direction])
     assert len(seen) == 200
-    assert {trial.value for trial in seen} >= {float(value) for value in range(BEST_SEEN)}
+    assert {trial.value for trial in seen} >= {float(value) for value in best}
     assert [trial.number for trial in seen] == sorted(trial.number for trial in seen)
     assert max(b.number - a.number for a, b in pairwise(seen)) < 20

@@ -79,6 +79,19 @@ def test_a_crashed_trial_fails_with_its_reason(tmp_path: Path) -> None:
     assert (study.record("0000").outcome, study.record("0000").reason) == (Outcome.FAILED, "crash of 0")
 
 
+@pytest.mark.parametrize("cause", ["the user stops the sweep", "Ray has died"])
+def test_a_trial_that_crashes_of_what_ends_the_sweep_is_left_for_the_next_driver(tmp_path: Path, cause: str) -> None:
+    study, searcher = make(tmp_path)
+    searcher.suggest("a")
+    searcher.stopping = cause == "the user stops the sweep"
+    searcher.machine_failed = lambda: cause == "Ray has died"
+    searcher.on_trial_complete("a", error=True)
+    assert study.record("0000").outcome is Outcome.RUNNING
+    resumed = make(tmp_path)[1].suggest("b")
+    assert isinstance(resumed, dict)
+    assert resumed["trial"] == "0000"
+
+
 def test_values_that_do_not_go_together_are_a_failed_trial_and_the_next_is_tried(tmp_path: Path) -> None:
     def picky(values: dict[str, Any]) -> TrainConfig:
         if study.records()[-1].number == 0:

@@ -167,6 +167,17 @@ def test_history_keeps_rows_by_level():
     assert history == History([batch_row(0), batch_row(1)], [{"epoch": 0}], {"summary/best_epoch": 0})
 
 
+def test_an_epochs_row_is_given_out_after_those_of_its_updates_and_before_the_next_ones():
+    history = History(
+        [batch_row(place) | {"batch/epoch": place // 2} for place in range(5)], [{"epoch": 0}, {"epoch": 1}]
+    )
+    assert [event.values.get("epoch", event.values.get("batch/iteration")) for event in history.events()] == [
+        *(0, 1, 0),
+        *(2, 3, 1),
+        4,  # of an epoch that did not end
+    ]
+
+
 def test_a_picture_is_a_file_that_a_later_one_of_its_name_replaces(tmp_path):
     sink = CsvSink(tmp_path)
     for shade in (0, 200):

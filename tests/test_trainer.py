@@ -243,6 +243,17 @@ def test_equal_seeds_give_equal_rows_and_another_seed_others():
     assert all(a != b for a, b in zip(first[:-1], other[:-1], strict=True))
 
 
+def test_another_seed_draws_other_masks_and_another_order():
+    one, other = Trainer(tiny_config(seed=0, epochs=1)), Trainer(tiny_config(seed=1, epochs=1))
+    seen = [watch(trainer) for trainer in (one, other)]
+    for trainer in (one, other):
+        list(trainer.run_epoch())
+    first, second = (calls.training[0] for calls in seen)
+    assert not torch.equal(first.static_order, second.static_order)
+    assert not torch.equal(first.dynamic_order, second.dynamic_order)
+    assert not torch.equal(frames_of(first, one), frames_of(second, other))
+
+
 def test_global_random_states_do_not_matter_and_are_left_alone():
     rows = []
     for seed in (1, 2):
