@@ -44,7 +44,6 @@ from model.trainer import NonFiniteLossError, Trainer
 from sweep.adoption import adopt_copy
 from sweep.diagnosis_live import LiveDiagnosis
 from sweep.diagnosis_told import read_told, write_told
-from sweep.energy import EnergyMeter
 from sweep.limits import Severity
 from sweep.mirror import TrialMirror
 from sweep.objective import Objective
@@ -117,7 +116,6 @@ class TrialRun:
         text = config_text(job.config, f"trial {job.trial} of sweep {job.sweep}")
         write_text(job.folder / "config.yaml", schedule + text)
         self._owner.check()
-        self._energy = EnergyMeter(job.folder, gpus=self._trainer.device.type == "cuda")
         csv = CsvSink(job.folder, keep_batches=len(kept.batch), keep_epochs=len(kept.epoch))
         self._wandb = self._opened_wandb(resumed=has_rows and not whole)
         # a killed part may have left rows in the CSV files that never came to W&B; to ask W&B takes seconds
@@ -364,7 +362,6 @@ class TrialRun:
                 self._checkpoint, self._trainer.state_dict(), keep_previous=True, last_look=self._owner.check
             )
             self._saved_update = self._trainer.update
-            self._energy.write()  # not before the look at whose the folder is
             if self._mirror is not None:
                 self._mirror.saved(self._trainer.update)
 
@@ -378,7 +375,6 @@ class TrialRun:
     def _close_sinks(self, exit_code: int) -> None:
         self._owner.check()
         self._ended = True
-        self._energy.write()
         self._watchdog.close()  # the sinks have time limits of their own
         for sink in self._sinks:
             sink.close(exit_code)

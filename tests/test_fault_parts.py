@@ -13,14 +13,12 @@ import pytest
 
 from model.checkpoint import save_checkpoint
 from model.sinks import CsvSink, read_csv, remove_scratch, sound_rows
-from sweep import energy
 from sweep.blocks import Retries
 from sweep.faults import out_of_memory, storage_trouble
 from sweep.ownership import Ownership, TakenOverError
 from sweep.trial import TrialRun
 from sweep.trial_job import TrialJob
 from sweep.watchdog import OPEN_STACKS, STACKS, take_stacks
-from tests.test_energy import powercap
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -50,12 +48,10 @@ def test_a_process_whose_trial_was_taken_over_writes_nothing_more(tmp_path: Path
     assert len(read_csv(tmp_path / "trials/0003/batch.csv")) == 12
 
 
-def test_one_that_is_late_notes_no_energy_and_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy, "POWERCAP", powercap(tmp_path / "powercap", 1_000_000))
+def test_one_that_is_late_saves_and_tells_nothing(tmp_path: Path) -> None:
     late = TrialRun(job(tmp_path))
     late.run_epoch()
     TrialRun(job(tmp_path)).run_epoch()
-    powercap(tmp_path / "powercap", 4_000_000)
     late._diagnosis.add_batch({"batch/epoch": 1, "batch/loss_total": math.nan})
     before = files_of(tmp_path)
     for write in (late._save, late._tell):

@@ -489,21 +489,6 @@ def test_cost_without_any_time_says_so(tmp_path):
     assert (figure.html, figure.text) == ("", "No trial tells how long it took.")
 
 
-def test_energy_of_a_shared_device_is_the_trials_share_and_a_damaged_file_costs_nothing(tmp_path):
-    spec = make(resources={"cpu": 2, "gpu": 0.25})
-    trials = [of(n, {"alpha": 0.5}, 1.0, seconds=10) for n in range(3)]
-    for trial, text in zip(
-        trials, ('{"cost/gpu_joules": 7.2e6, "cost/cpu_joules": 3.6e6, "cost/cpu_cores": 8}', "{", "[]"), strict=True
-    ):
-        (tmp_path / "trials" / trial.name).mkdir(parents=True)
-        (tmp_path / "trials" / trial.name / "cost.json").write_text(text, encoding="utf-8")
-    cost = cost_of(sweep(*trials, folder=tmp_path, spec=spec))
-    assert (cost.energy.gpu, cost.energy.cpu, cost.energy.trials) == (1.8e6, 0.9e6, 1)
-    text = " ".join(cost.sentences())
-    assert "GPUs 0.5 kWh and processors 0.25 kWh, measured in 1 of 3 trials" in text
-    assert "each has its share of 0.25" in text
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.5, "0.5 s"), (90, "90 s"), (130, "2.17 min"), (9000, "2.5 h"), (86400 * 3, "3 days")]
 )

@@ -1,4 +1,4 @@
-"""What a sweep has cost: the workers' time, cores and accelerators, and energy where it was measured.
+"""What a sweep has cost: the workers' time, cores and accelerators.
 
 cost = cost_of(read_results(Path("results/alpha_beta")))
 cost.total.seconds, cost.saved_s, cost.sentences()
@@ -9,13 +9,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.energy import CORES, COST_FILE, CPU_JOULES, GPU_JOULES
 from sweep.outcome import Outcome
 from sweep.report.data import SweepResults, TrialResult
 from sweep.resources import Resources
@@ -30,7 +28,6 @@ GROUPS = {  # of the search's trials, as the page calls them
     Outcome.RUNNING: "not ended",
 }
 CONFIRMATION = "confirmation"
-JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True)
@@ -41,19 +38,6 @@ class Group:
     trials: int
     timed: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class Energy:
-    """Joules of the trials' shares of their GPUs and of their cores; None where no trial could read them.
-
-    Attributes:
-        trials: that were measured, of the search and of the confirmation.
-    """
-
-    gpu: float | None
-    cpu: float | None
-    trials: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +54,6 @@ class Cost:
     resources: Resources
     wall_s: float | None
     saved_s: float
-    energy: Energy
 
     @property
     def total(self) -> Group:
@@ -112,23 +95,7 @@ class Cost:
             )
         if total.timed < total.trials:
             said.append(f"{total.trials - total.timed} of {total.trials} trials have no time yet and are not counted.")
-        return [*said, *self._energy_sentences()]
-
-    def _energy_sentences(self) -> list[str]:
-        energy, total = self.energy, self.total.trials
-        amounts = [
-            f"{what} {joules / JOULES_PER_KWH:.3g} kWh"
-            for what, joules in (("GPUs", energy.gpu), ("processors", energy.cpu))
-            if joules
-        ]
-        if not amounts:
-            return ["Energy was not measured: no counter of a GPU or processor could be read where the trials ran."]
-        text = f"Energy of {' and '.join(amounts)}, measured in {energy.trials} of {total} trials."
-        if energy.gpu and self.resources.gpu % 1:
-            text += f" A GPU's counter counts all its trials: each has its share of {self.resources.gpu:g}."
-        if energy.cpu:
-            text += " A processor's counter counts all that runs there: each trial has the share of its cores."
-        return [text]
+        return said
 
 
 def cost_of(results: SweepResults) -> Cost:
@@ -144,7 +111,6 @@ def cost_of(results: SweepResults) -> Cost:
         resources=results.spec.resources,
         wall_s=wall_seconds(results.folder / JOURNAL),
         saved_s=math.fsum(_saved(results, trial) for trial in results.trials),
-        energy=_energy(results, [*(trial.name for trial in results.trials), *confirmed]),
     )
 
 
@@ -199,28 +165,3 @@ def _saved(results: SweepResults, trial: TrialResult) -> float:
     if record.outcome is not Outcome.PRUNED or record.epochs < 1 or not isinstance(planned, int | float):
         return 0.0
     return record.seconds / record.epochs * max(0.0, planned - record.epochs)
-
-
-def _energy(results: SweepResults, trials: Iterable[str]) -> Energy:
-    """The trials' shares of what they measured."""
-    resources = results.spec.resources
-    gpus: list[float] = []
-    cpus: list[float] = []
-    measured = 0
-    for trial in trials:
-        content = _cost_file(results.folder / "trials" / trial / COST_FILE)
-        gpu, cpu, cores = (_seconds(content.get(key)) for key in (GPU_JOULES, CPU_JOULES, CORES))
-        measured += bool(gpu or cpu)
-        if gpu and resources.gpus_seen:
-            gpus.append(gpu * resources.gpu / resources.gpus_seen)
-        if cpu and cores:
-            cpus.append(cpu * min(1.0, resources.cpu / cores))
-    return Energy(math.fsum(gpus) if gpus else None, math.fsum(cpus) if cpus else None, measured)
-
-
-def _cost_file(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
