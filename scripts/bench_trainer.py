@@ -31,6 +31,7 @@ from model.metrics import Level
 from model.seeding import generator
 from model.sinks import CsvSink, Event, Sink
 from model.trainer import Trainer
+from sweep.blocks import WandbSettings
 from sweep.wandb_run import RunIdentity
 from sweep.wandb_sink import WandbSink
 
@@ -226,7 +227,7 @@ def _vit_flops(depth: int, tokens: int, width: int) -> int:
 def logging_cost(trainer: Trainer, pairs: int, folder: Path) -> None:
     """Every batch row to CSV and offline W&B, against none."""
     identity = RunIdentity("bench", "bench", "bench", "bench", None, folder)
-    sinks: list[Sink] = [CsvSink(folder / "rows"), WandbSink(identity, {}, "offline", 60.0)]
+    sinks: list[Sink] = [CsvSink(folder / "rows"), WandbSink(identity, {}, WandbSettings(mode="offline"))]
     timed = Timed(sinks)
     logged, silent = interleaved(lambda: our_block(trainer, timed.log), lambda: our_block(trainer), pairs)
     for sink in sinks:

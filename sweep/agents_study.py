@@ -285,8 +285,8 @@ def epochs_of(steps: Sequence[int], most: int | None) -> tuple[list[int], bool]:
     """The epochs, from 0, whose last rows have these steps of W&B; and whether that is sure.
 
     W&B's client asks for SAMPLED rows of a run: below that all epochs are there. Above, an epoch is told from its step,
-    since a run has a row for each update and one for each epoch, and steps count rows. Where rows were left out (see
-    sweep/wandb_rate.py), it is guessed from the first ones, rather too low: a decision about the run then comes later.
+    since a run has a row for each update and one for each epoch, and steps count rows. Where updates have no row
+    (`wandb.log_every`), it is guessed from the first ones, rather too low: a decision about the run then comes later.
 
     Args:
         steps: in order.

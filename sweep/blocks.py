@@ -11,6 +11,8 @@ from model import metrics
 from model.data.config import absolute
 from model.errors import guess
 from model.fields import PositiveInt
+from model.metrics import Level
+from model.sinks import Event
 
 NO_MEASURE = ("epoch", "epoch/lr")  # of an epoch, and nothing to optimise
 METRIC_NAMES = (
@@ -225,8 +227,17 @@ class WandbSettings(Block):
     """auto: online where credentials exist, else offline; never a prompt."""
     init_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20
     """Seconds to wait for the server at a trial's start."""
+    log_every: PositiveInt = 1
+    """Every how many gradient updates one has a row in W&B: those whose batch/iteration is divisible by it. Epochs all
+    have one, and batch.csv has every update."""
+    system_metrics: bool = True
+    """Online and on a GPU: W&B's own metrics of the trial's GPUs and processes."""
     alerts: bool = True
     """Send W&B an alert when the diagnosis of a trial says warning or critical, once per rule and trial."""
+
+    def has_row(self, event: Event) -> bool:
+        """Whether W&B gets a row of this event."""
+        return event.level is not Level.BATCH or int(event.values[metrics.BATCH_STEP]) % self.log_every == 0
 
 
 class Retries(Block):

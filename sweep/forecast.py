@@ -39,7 +39,6 @@ class Forecast:
         demanding_s: of one of the most demanding config.
         search_s: of the search, least and most.
         confirm_s: of the confirmation, at most; 0 without one.
-        rows_per_minute: of a trial.
         trial_bytes: that a trial leaves on the disk, its checkpoint of `checkpoint_bytes` included.
         disk_bytes: that the sweep needs, at most.
         free_bytes: of the disk of the results folder.
@@ -52,7 +51,6 @@ class Forecast:
     demanding_s: float | None
     search_s: tuple[float, float] | None
     confirm_s: float | None
-    rows_per_minute: float | None
     trial_bytes: int
     checkpoint_bytes: int
     disk_bytes: int
@@ -88,7 +86,6 @@ def forecast(plan: SweepPlan, measured: Measurement, results: Path) -> Forecast:
         demanding_s=_demanding_seconds(plan, measured),
         search_s=search_s,
         confirm_s=confirm_s,
-        rows_per_minute=None if trial_s is None else 60 * plan.rows_per_trial / trial_s,
         trial_bytes=trial_bytes,
         checkpoint_bytes=checkpoint,
         disk_bytes=(trials + runs) * trial_bytes + (COPIES - 1) * (concurrent or 1) * checkpoint,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 
 from sweep.forecast import Forecast
@@ -10,16 +12,14 @@ from sweep.memory import available_memory, most_demanding
 from sweep.plan import SweepPlan
 from sweep.progress import duration
 from sweep.wandb_mode import resolve_mode
-from sweep.wandb_rate import ROWS_PER_MINUTE
 from sweep.warm_up import Measurement, WarmUp
 
 SUGGESTED_POINTS = 100_000  # of a metric in a run: W&B's pages stay fast (docs, "Experiments limits and performance")
-WANDB_PER_MINUTE = 1_000  # rows of a run that W&B's server takes, about
 
 
 def print_forecast(plan: SweepPlan, measured: Measurement | None, expected: Forecast, console: Console) -> None:
     """What the sweep is going to take, and what of that was measured; `measured` is None where nothing was to be."""
-    lines = {"steps": _steps(plan, expected), "rows": _rows(plan, expected)}
+    lines = {"steps": _steps(plan, expected), "rows": _rows(plan)}
     if measured is None:
         lines["measured"] = "nothing (--no-measure): no word on time and memory"
     elif not measured.base.updates:
@@ -39,23 +39,14 @@ def _steps(plan: SweepPlan, expected: Forecast) -> str:
     return f"{each:,} updates a trial, {stops}{expected.updates:,} in {plan.spec.num_trials} trials{confirm}"
 
 
-def _rows(plan: SweepPlan, expected: Forecast) -> str:
-    """Against W&B's limits: the number of points that it suggests, and the rate that its server takes."""
+def _rows(plan: SweepPlan) -> str:
+    """Against the number of points that W&B suggests."""
     mode, _ = resolve_mode(plan.spec.wandb.mode)
-    rows, rate = plan.rows_per_trial, expected.rows_per_minute
     if mode == "disabled":
-        return f"{rows:,} a trial, in our files only: W&B is disabled"
+        return f"{plan.rows_per_trial:,} a trial, in our files only: W&B is disabled"
+    rows = plan.base.epochs * (math.ceil(plan.epoch.updates / plan.spec.wandb.log_every) + 1)
     text = f"{rows:,} a trial (W&B suggests at most {SUGGESTED_POINTS:,})"
-    if rows > SUGGESTED_POINTS:
-        text += ": its charts will be slow"
-    if rate is None:
-        return f"{text}; W&B takes about {WANDB_PER_MINUTE:,} a minute of a run"
-    text += f"; about {rate:,.0f} a minute of a run (W&B takes about {WANDB_PER_MINUTE:,})"
-    if rate <= ROWS_PER_MINUTE:
-        return text
-    if mode == "offline":
-        return f"{text}: too fast to be online, but the runs are offline"
-    return f"{text}: too fast, so some updates will have no row there; our files hold all"
+    return f"{text}: its charts will be slow; wandb.log_every makes fewer" if rows > SUGGESTED_POINTS else text
 
 
 def _measured(plan: SweepPlan, measured: Measurement) -> dict[str, str]:

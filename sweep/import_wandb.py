@@ -258,10 +258,10 @@ class _Importer:
         self._table.update(self._record(trial, name))
         if trial.lost:
             self._notes.append(f"trial {name}: {trial.lost}")
-        if trial.thinned:
-            rows, updates = trial.thinned
+        if trial.rows_of:
+            rows, updates = trial.rows_of
             self._notes.append(
-                f"trial {name}: {rows} of {updates} updates have a row (it was thinned for the server, or lost some), "
+                f"trial {name}: {rows} of {updates} updates have a row (`wandb.log_every`, or some were lost), "
                 "so its objective/instability is an estimate where it is computed anew"
             )
 

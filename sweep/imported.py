@@ -50,7 +50,7 @@ class Trial:
     Attributes:
         number: that it had in its sweep; None where it had none.
         unknown: keys of its config, and metrics, that mean nothing to us.
-        thinned: (rows, updates) where its rows are not those of all updates.
+        rows_of: (rows, updates) where not all updates have a row.
         lost: what of the run's record could not be had.
     """
 
@@ -62,7 +62,7 @@ class Trial:
     preset: str | None
     number: int | None
     unknown: tuple[str, ...] = ()
-    thinned: tuple[int, int] | None = None
+    rows_of: tuple[int, int] | None = None
     lost: str | None = None
 
 
@@ -128,7 +128,7 @@ def as_trial(run: PastRun, spec: SweepSpec) -> Trial:
         preset=preset if isinstance(preset, str) and preset else None,
         number=int(trial) if is_ours(run.config) and re.fullmatch(r"\d{1,9}", trial) else None,
         unknown=tuple(sorted({*strange, *rows.unknown})),
-        thinned=(len(rows.batch), updates) if is_ours(run.config) and len(rows.batch) < updates else None,
+        rows_of=(len(rows.batch), updates) if is_ours(run.config) and len(rows.batch) < updates else None,
         lost=lost,
     )
 

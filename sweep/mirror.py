@@ -243,8 +243,7 @@ class TrialMirror:
             if ended:
                 whole_records(folder / f"run-{self._run_id}.wandb")
             own += [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.is_symlink()]
-        rows = self._results / "wandb" / f"rows-{self._run_id}.json"
-        return [*own, *([rows] if rows.exists() else [])]
+        return own
 
     def _wandb_folders(self) -> list[Path]:
         pattern = f"-*-{self._run_id}*/run-{self._run_id}.wandb"
@@ -260,8 +259,7 @@ class TrialMirror:
         for folder in known:
             if str(folder).startswith("wandb/"):
                 found |= self._store.sizes(str(folder))
-        rows = f"wandb/rows-{self._run_id}.json"
-        return found | ({rows: 0} if self._store.read(rows) is not None else {})
+        return found
 
     def _send_changed(self, file: Path, name: str, scratch: Path | None) -> None:
         status = file.stat()

@@ -3,12 +3,11 @@
     python -m sweep.sync results/alpha_beta results/*-trials
 
 Of an online run whose server was gone before its end, the rest is sent, from the files of its trial where these are
-there (sweep/wandb_rest.py); where it has more rows than W&B takes in a minute, this takes minutes. `wandb sync` does
-the work for offline ones. This adds what it lacks: the parts of a resumed run go one after the other, in the order in
-which they began, also where two began in one second; a run that is still written to, or whose trial has not ended, is
-left for later; and where `wandb sync` exits with 0 and marks a run as synced whose rows never arrived, this calls it
-failed, and the next sync tries it again. Uploaded runs are marked by wandb's own `.synced` files, so a repetition takes
-only the others.
+there (sweep/wandb_rest.py). `wandb sync` does the work for offline ones. This adds what it lacks: the parts of a
+resumed run go one after the other, in the order in which they began, also where two began in one second; a run that is
+still written to, or whose trial has not ended, is left for later; and where `wandb sync` exits with 0 and marks a run
+as synced whose rows never arrived, this calls it failed, and the next sync tries it again. Uploaded runs are marked by
+wandb's own `.synced` files, so a repetition takes only the others.
 
 A run of more than some ten thousand rows that was cut off amid its upload has the rows that had arrived twice after the
 next one, as with `wandb sync` itself; its curves look the same.

@@ -144,9 +144,9 @@ class TrialRun:
                     sweep_id=job.wandb_sweep,
                 ),
                 self._wandb_config(),
-                mode=job.wandb.mode,
-                init_timeout_s=job.wandb.init_timeout_s,
+                job.wandb,
                 resumed=resumed,
+                on_gpu=self._trainer.device.type == "cuda",
             )
 
     def _renew_wandb(self) -> None:

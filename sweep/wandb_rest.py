@@ -4,9 +4,6 @@ Its source are the trial's own files, which hold every row: wandb's service may 
 file on disk then lacks rows, too. Where the results folder has no such trial, that file is all there is.
 
 `wandb sync` would send all rows of such a run once more, behind those that had arrived.
-
-The rows keep to W&B's rate (sweep/wandb_rate.py) by waiting, for some PACED_MINUTES at most: where there are more rows
-than these take, every k-th update goes, and where epochs alone are more, every k-th epoch and the last.
 """
 
 from __future__ import annotations
@@ -16,8 +13,7 @@ import json
 import math
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,17 +23,13 @@ from model.configfile import load_yaml
 from model.errors import UserError
 from model.metrics import BATCH_STEP, EPOCH_STEP
 from model.sinks import History, read_csv
+from sweep.blocks import WandbSettings
 from sweep.outcome import Outcome
 from sweep.results import RUNS
 from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
 from sweep.wandb_files import RunFile, read_head, whole_records
-from sweep.wandb_rate import ROWS_PER_MINUTE, WINDOW_S, RowBudget
-from sweep.wandb_sent import SentRows, left_out_before, read_sent_rows, sent_before, write_sent_rows
 
 INIT_LIMIT_S, FINISH_LIMIT_S = 30.0, 300.0
-PACED_MINUTES = 5
-SHARE = 0.95  # of the rows that W&B takes in these minutes: the last ones of all need some
-OF_THE_SINK = ("diverged", "rows_left_out")  # in the summary, beside the trainer's own
 EXIT_CODES = {Outcome.COMPLETE: 0, Outcome.PRUNED: 0, Outcome.DIVERGED: 1, Outcome.FAILED: 1}
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no word for them
 
@@ -56,13 +48,11 @@ class Rest:
         rows: history rows in order; of those that have neither batch/iteration nor epoch, the ones of a divergence.
         summary: what was put in the run's summary.
         exit_code: None where the source does not hold the run's end.
-        all_updates: every update has a row, also those that the run itself left out.
     """
 
     rows: Sequence[Row]
     summary: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
-    all_updates: bool = False
 
 
 def send_rest(part: RunFile, results: Path | None = None, last: bool = True) -> bool:
@@ -84,11 +74,10 @@ def send_rest(part: RunFile, results: Path | None = None, last: bool = True) -> 
         UserError: the run is not there any more, or the server did not take it in time.
     """
     rest = (rest_of_trial(results, part.run_id) if results is not None and last else None) or rest_of_file(part)
-    folder = part.file.parents[2] if results is None else results
-    limit_s = INIT_LIMIT_S + FINISH_LIMIT_S + (PACED_MINUTES + 1) * WINDOW_S + 2 * GRACE_S
+    limit_s = INIT_LIMIT_S + FINISH_LIMIT_S + 2 * GRACE_S
     try:
         with tempfile.TemporaryDirectory(prefix="wandb-rest-", ignore_cleanup_errors=True) as scratch:
-            bounded(lambda: _send(part, rest, folder, scratch), limit_s)
+            bounded(lambda: _send(part, rest, scratch), limit_s)
     except Exception as error:
         raise UserError(" ".join(str(error).split())[:300] or type(error).__name__) from None
     finally:
@@ -110,14 +99,16 @@ def rest_of_trial(results: Path, run_id: str) -> Rest | None:
         if state is None or state is Outcome.RUNNING:
             raise NotEndedError("its trial has not ended")
         history = History(batch=list(read_csv(folder / "batch.csv")), epoch=list(read_csv(folder / "epoch.csv")))
-        rows: list[Row] = [event.values for event in history.events()]
+        spec = load_yaml(results / "spec.yaml")
+        settings = WandbSettings(log_every=(spec.get("wandb") or {}).get("log_every", 1))
+        rows: list[Row] = [event.values for event in history.events() if settings.has_row(event)]
         summary: dict[str, Any] = {}
         with suppress(FileNotFoundError):
             summary = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
         if state is Outcome.DIVERGED:
-            rows.append(dict.fromkeys(_metrics(results), math.nan))
+            rows.append(dict.fromkeys(_metrics(spec), math.nan))
             summary["diverged"] = reason
-        return Rest(rows, summary, EXIT_CODES[state], all_updates=True)
+        return Rest(rows, summary, EXIT_CODES[state])
     except UserError:
         raise
     except (OSError, ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
@@ -145,9 +136,8 @@ def _state_of(results: Path, trial: str) -> tuple[Outcome | None, str]:
     return None, ""
 
 
-def _metrics(results: Path) -> list[str]:
+def _metrics(spec: Row) -> list[str]:
     """What the sweep minimises."""
-    spec = load_yaml(results / "spec.yaml")
     return [metric["name"] for metric in spec.get("metrics") or [spec["metric"]]]
 
 
@@ -163,11 +153,11 @@ def rest_of_file(part: RunFile) -> Rest:
             code = int(record["exit"].get("exit_code", 0))
         elif record.get("type") == "summary":
             values = record["summary"].get("update") or {}
-            summary |= {n: _value(v) for n, v in values.items() if n.startswith("summary/") or n in OF_THE_SINK}
+            summary |= {n: _value(v) for n, v in values.items() if n.startswith("summary/") or n == "diverged"}
     return Rest(rows, summary, code)
 
 
-def _send(part: RunFile, rest: Rest, folder: Path, scratch: str) -> None:
+def _send(part: RunFile, rest: Rest, scratch: str) -> None:
     import wandb
 
     head = read_head(part.file)
@@ -194,24 +184,9 @@ def _send(part: RunFile, rest: Rest, folder: Path, scratch: str) -> None:
         run = wandb.init(
             id=part.run_id, project=head.get("project") or None, entity=head.get("entity") or None, settings=settings
         )
-    there = dict(run.summary)
-    known = read_sent_rows(folder, part.run_id)
-    budget = RowBudget(sent=sent_before(there, known))
-    left_out = left_out_before(there, known, repeated=True)
-    lacking = list(rows_beyond(rest.rows, there))
-    chosen = thinned(lacking, int(ROWS_PER_MINUTE * PACED_MINUTES * SHARE))
-    for row in chosen:
-        while (wait_s := budget.room_in_s()) > 0:
-            time.sleep(min(wait_s, 1.0))
+    for row in rows_beyond(rest.rows, dict(run.summary)):
         run.log(row)
-        budget.count_last()
-    summary = dict(rest.summary)
-    if rest.all_updates:
-        left_out += len(lacking) - len(chosen)
-    else:  # the run's own count, as far as it went
-        left_out = max(left_out, int(summary.get("rows_left_out", 0))) + len(lacking) - len(chosen)
-    run.summary.update(summary | ({"rows_left_out": left_out} if left_out or "rows_left_out" in there else {}))
-    write_sent_rows(folder, part.run_id, SentRows(tuple(budget.sent()), left_out, left_out))
+    run.summary.update(rest.summary)
     run.finish(exit_code=1 if rest.exit_code is None else rest.exit_code)
 
 
@@ -233,28 +208,6 @@ def rows_beyond(rows: Iterable[Row], there: Mapping[str, Any]) -> Iterator[Row]:
         if new:
             any_new = True
             yield row
-
-
-def thinned(rows: Sequence[Row], most: int) -> list[Row]:
-    """At most `most` of these rows: those of every k-th update, of epochs all that fit, the last, and all others."""
-
-    def every(name: str, room: int, of: Sequence[Row]) -> Callable[[Row], bool]:
-        stride = 1
-        while sum(row[name] % stride == 0 for row in of) > max(room, 0) and stride < 2**20:
-            stride *= 2
-        return lambda row: row[name] % stride == 0
-
-    epochs = [row for row in rows if EPOCH_STEP in row]
-    updates = [row for row in rows if BATCH_STEP in row and EPOCH_STEP not in row]
-    room = most - (len(rows) - len(epochs) - len(updates))
-    keeps_epoch = every(EPOCH_STEP, room - 1, epochs)
-    kept = sum(map(keeps_epoch, epochs)) + 1
-    keeps_update = every(BATCH_STEP, room - kept, updates)
-    return [
-        row
-        for row in rows
-        if (keeps_epoch(row) or row is epochs[-1] if EPOCH_STEP in row else BATCH_STEP not in row or keeps_update(row))
-    ]
 
 
 def _value(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +67,17 @@ def started_run(
     mode: Mode,
     config: dict[str, Any],
     *,
-    init_timeout_s: float,
-    finish_timeout_s: float,
+    limits_s: tuple[float, float],
     on_stop: Callable[[], None],
+    system_metrics: bool = False,
 ) -> Any:
     """wandb's run, begun or gone on with, and its step axes. Raises what wandb raises, of its server too.
 
     Args:
         config: shown as the run's config.
-        init_timeout_s, finish_timeout_s: how long wandb itself waits for its server.
+        limits_s: how long wandb itself waits for its server: in init, in finish.
         on_stop: is called where the run is stopped on its web page.
+        system_metrics: of this process, its children and its GPUs.
     """
     import wandb
 
@@ -96,8 +98,8 @@ def started_run(
         mode=mode,
         resume="allow",
         reinit="create_new",  # never hands back a run of this process that was not finished
-        init_timeout=init_timeout_s,
-        finish_timeout=finish_timeout_s,
+        init_timeout=limits_s[0],
+        finish_timeout=limits_s[1],
         finish_timeout_raises=True,
         stop_fn=on_stop,
         silent=True,
@@ -108,10 +110,12 @@ def started_run(
         disable_job_creation=True,
         label_disable=True,
         x_save_requirements=False,  # 50 of the 60 ms of an init; provenance.json has the versions
-        # machine-wide numbers: of several trials on a node, each would show the sum of all
-        x_disable_stats=True,
+        x_disable_stats=not system_metrics,
+        x_stats_pid=os.getpid(),
+        x_stats_track_process_tree=True,
+        x_stats_gpu_device_ids=own_gpus(),
         x_disable_meta=True,
-        x_disable_machine_info=True,
+        x_disable_machine_info=not system_metrics,
     )
     with without_inherited_identity():
         wandb.setup(wandb.Settings(silent=True, sagemaker_disable=True))  # wandb asks nothing when silent
@@ -121,3 +125,12 @@ def started_run(
     for pattern, axis in STEP_AXES.items():
         run.define_metric(pattern, step_metric=axis)
     return run
+
+
+def own_gpus() -> tuple[int, ...] | None:
+    """The machine's numbers of the GPUs that this process sees: others are other trials'.
+
+    None for all of them: nothing hides any, or they are named by UUID, which wandb does not take.
+    """
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return tuple(map(int, names)) if all(name.strip().isdecimal() for name in names) else None

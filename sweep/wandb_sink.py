@@ -21,18 +21,15 @@ from numpy.typing import NDArray
 from model.errors import ConfigError
 from model.metrics import BATCH_STEP, EPOCH_STEP, Level
 from model.sinks import Event, Sink
+from sweep.blocks import WandbSettings
 from sweep.wandb_client import GRACE_S, bounded, reset_client
 from sweep.wandb_files import KINDS, OFFLINE, broken_stream, last_rows, unsent_marker
-from sweep.wandb_mode import Mode, RequestedMode, resolve_mode
-from sweep.wandb_rate import ROWS_PER_MINUTE, RowBudget
+from sweep.wandb_mode import Mode, resolve_mode
 from sweep.wandb_run import PICTURE_STEP, RunIdentity, started_run
-from sweep.wandb_sent import SentRows, left_out_before, read_sent_rows, sent_before, write_sent_rows
 
 RETRY_ONLINE_AFTER_S = 300.0  # after a failure, this long no trial of the process waits for the server again
 OFFLINE_INIT_LIMIT_S = 40.0  # wandb itself waits 30 s for its service process to start
 HELD_ROWS, HELD_S = 16, 2.0  # rows handed over together, and how long one waits for others
-# what was sent is noted for the next part of the run, since that may begin at once after a kill
-NOTE_EVERY_S, NOTE_EVERY_ROWS = 5.0, 48
 ALERT_TITLE = 63  # letters of an alert's title that W&B takes
 ASK_LIMIT_S = 5.0  # for one question to the server; who is preempted has little time
 
@@ -49,20 +46,20 @@ class WandbSink(Sink):
     """One W&B run, a `Sink`. Batch and epoch events are history rows, the summary event goes to the run's summary.
 
     Rows are handed to wandb a few at a time, and at each epoch's end: what waits when the process is killed comes to
-    W&B when the trial is resumed. Online, a fast trainer's rows are thinned to what W&B takes (sweep/wandb_rate.py);
-    the run says so once, and its summary counts the rows of all its parts that were left out (`rows_left_out`). The
-    last epoch's row goes in any case: at the latest before the summary, or the run's end.
+    W&B when the trial is resumed. Online, wandb's client sends what it has every 15 s, and where the server says that
+    there is too much (HTTP 429) it waits and sends the same again: no row is lost. With `settings.log_every` = k only
+    the updates whose batch/iteration is divisible by k have a row; epochs all have one.
 
     A picture is a row of its own, `pictures/<name>` beside `pictures/epoch`.
 
     Args:
         identity: the run.
         config: the trial's parameters, plain JSON values.
-        mode: see `resolve_mode`.
-        init_timeout_s: how long the server may take to accept the run, before it becomes an offline run.
+        settings: of the spec; a server that does not accept the run in `init_timeout_s` makes it an offline run.
         resumed: an earlier part of this run logged rows; those that W&B holds are not logged again. Which these are is
             asked of W&B's own records: a killed part may have left fewer than it was given.
         finish_timeout_s: how long `close` waits for the upload; the rest stays on disk for `wandb sync`.
+        on_gpu: the trial trains there; on a CPU, W&B's system metrics would take too much of a short trial.
 
     Attributes:
         mode: online, offline or disabled: what the run became.
@@ -72,7 +69,7 @@ class WandbSink(Sink):
             itself goes on.
 
     Raises:
-        ConfigError: an unknown mode, or a time limit that is not positive. Nothing else ever raises.
+        ConfigError: a time limit that is not positive. Nothing else ever raises.
     """
 
     _offline_until_s = -math.inf  # of the process, on the clock of time.monotonic: the server failed of late
@@ -81,16 +78,16 @@ class WandbSink(Sink):
         self,
         identity: RunIdentity,
         config: dict[str, Any],
-        mode: RequestedMode,
-        init_timeout_s: float,
+        settings: WandbSettings,
         resumed: bool = False,
         finish_timeout_s: float = 30.0,
+        on_gpu: bool = False,
     ) -> None:
-        for name, seconds in {"init_timeout_s": init_timeout_s, "finish_timeout_s": finish_timeout_s}.items():
-            if not seconds > 0:
-                raise ConfigError(f"wandb: {name} = {seconds}; must be a positive number of seconds")
+        if not finish_timeout_s > 0:
+            raise ConfigError(f"wandb: finish_timeout_s = {finish_timeout_s}; must be a positive number of seconds")
         self._identity = identity
-        self._init_timeout_s = init_timeout_s
+        self._settings = settings
+        self._on_gpu = on_gpu
         self._finish_timeout_s = finish_timeout_s
         self._held = (-1, -1)  # (batch/iteration, epoch) of the last rows that W&B holds of earlier parts
         self._epoch = 0  # of the last epoch event
@@ -100,13 +97,8 @@ class WandbSink(Sink):
         self._run: Any = None
         self.asked_to_stop = False
         self.lost = False
-        self._warned_of_thinning = False
-        self._left_out_epoch: dict[str, float] | None = None  # the latest row of an epoch, where it was left out
-        self._left_out_before = 0  # rows of earlier parts
-        self._left_out_said = 0  # in the run's summary
-        self._noted_at, self._since_noted = -math.inf, 0  # when it was noted what was sent, and rows since
-        self.mode, reason = resolve_mode(mode)
-        if mode == "online" and self.mode != "online":
+        self.mode, reason = resolve_mode(settings.mode)
+        if settings.mode == "online" and self.mode != "online":
             _logger.warning("W&B run %s is %s: %s", identity.id, self.mode, reason)
         if self.mode == "online" and time.monotonic() < WandbSink._offline_until_s:
             self.mode = "offline"
@@ -116,8 +108,6 @@ class WandbSink(Sink):
             self._held = last_rows(identity.folder, identity.id, kinds)
         if self.mode == "online":
             self._start_online(config)
-        # `wandb sync` keeps to the server's rates itself
-        self._budget = self._resumed_budget(resumed) if self.mode == "online" else None
         if self.mode == "offline":
             self._start_offline(config)
 
@@ -125,16 +115,12 @@ class WandbSink(Sink):
         """Take one event. A failure is warned of once and never raised."""
         if event.level is Level.EPOCH:
             self._epoch = int(event.values[EPOCH_STEP])
-        if self._run is None or self._is_repeated(event):
+        if self._run is None or self._is_repeated(event) or not self._settings.has_row(event):
             return
         if event.level is Level.SUMMARY:
-            self._send_last_epoch()
             self._hand_over()
             with self._warned_once("rows"):
                 self._run.summary.update(dict(event.values))
-            self._say_left_out(self._budget.thinned if self._budget is not None else 0)
-            return
-        if self._budget is not None and not self._has_room(self._budget, event):
             return
         now = time.monotonic()
         if not self._waiting:
@@ -145,30 +131,6 @@ class WandbSink(Sink):
         if late or event.level is Level.EPOCH:
             self._hand_over()
 
-    def _has_room(self, budget: RowBudget, event: Event) -> bool:
-        if event.level is Level.EPOCH:
-            taken = budget.takes_epoch(self._epoch)
-            self._left_out_epoch = None if taken else dict(event.values)
-        else:
-            taken = budget.takes_update(int(event.values[BATCH_STEP]))
-        self._since_noted += taken
-        if not taken and not self._warned_of_thinning:
-            self._warned_of_thinning = True
-            _logger.warning(
-                "W&B run %s: this trainer makes more rows than W&B takes (%d a minute), so W&B gets the row of every "
-                "k-th gradient update (and, where epochs alone are too many, of every k-th epoch); batch.csv and "
-                "epoch.csv have all of them",
-                self._identity.id,
-                ROWS_PER_MINUTE,
-            )
-        return taken
-
-    def _send_last_epoch(self) -> None:
-        row, self._left_out_epoch = self._left_out_epoch, None
-        if row is not None and self._budget is not None:
-            self._budget.count_last(left_out_epoch=True)
-            self._waiting.append(row)
-
     def _hand_over(self) -> None:
         waiting, self._waiting = self._waiting, []
         for row in waiting:
@@ -178,39 +140,6 @@ class WandbSink(Sink):
                 except Exception:
                     self.lost = True
                     raise
-        if self._budget is not None and waiting:
-            # as of these rows: those that were left out behind them are given out again where the run is resumed
-            self._say_left_out(self._budget.passed)
-            late = time.monotonic() - self._noted_at > NOTE_EVERY_S or self._since_noted >= NOTE_EVERY_ROWS
-            if late:
-                self._note_sent(NOTE_EVERY_ROWS + HELD_ROWS)
-
-    def _say_left_out(self, here: int) -> None:
-        """Put the rows that were left out, `here` of them by this part, in the run's summary, where they changed."""
-        left_out = self._left_out_before + here
-        if left_out != self._left_out_said:
-            self._left_out_said = left_out
-            with self._warned_once("rows"):
-                self._run.summary.update({"rows_left_out": left_out})
-
-    def _note_sent(self, unknown: int) -> None:
-        if self._budget is not None:
-            self._noted_at, self._since_noted = time.monotonic(), 0
-            passed = self._left_out_before + self._budget.passed
-            sent = SentRows(tuple(self._budget.sent()), self._left_out_said, passed)
-            write_sent_rows(self._identity.folder, self._identity.id, sent, unknown)
-
-    def _resumed_budget(self, resumed: bool) -> RowBudget:
-        """The budget of this part of the run, behind what the parts before it sent."""
-        summary: dict[str, Any] = {}
-        with suppress(Exception):
-            summary = dict(self._run.summary)
-        known = read_sent_rows(self._identity.folder, self._identity.id)
-        self._left_out_before = self._left_out_said = left_out_before(summary, known, resumed)
-        budget = RowBudget(sent=sent_before(summary, known))
-        self._budget = budget
-        self._note_sent(NOTE_EVERY_ROWS + HELD_ROWS)
-        return budget
 
     def picture(self, name: str, image: NDArray[np.uint8]) -> None:
         """Upload an image [H, W, 3] as `pictures/<name>` of the last epoch. A failure is warned of and never raised."""
@@ -218,8 +147,6 @@ class WandbSink(Sink):
             return
         self._hand_over()
         with self._warned_once("pictures"):
-            if self._budget is not None and not self._budget.takes_picture():
-                raise RuntimeError(f"W&B takes no more than {ROWS_PER_MINUTE} rows a minute")
             import wandb
 
             self._run.log({f"pictures/{name}": wandb.Image(image, file_type="png"), PICTURE_STEP: self._epoch})
@@ -255,10 +182,7 @@ class WandbSink(Sink):
         and never raised.
         """
         if self._run is not None:
-            self._send_last_epoch()  # not behind the NaN
-            self._hand_over()
-            if self._budget is not None:
-                self._budget.count_last()
+            self._hand_over()  # not behind the NaN
             with self._warned_once("that it diverged"):
                 self._run.log(dict.fromkeys(metrics, math.nan))
                 self._run.summary.update({"diverged": reason})
@@ -290,9 +214,7 @@ class WandbSink(Sink):
     def close(self, exit_code: int) -> None:
         """End the run; waits at most `finish_timeout_s` (and `GRACE_S` where wandb itself hangs)."""
         if self._run is not None:
-            self._send_last_epoch()
             self._hand_over()
-            self._note_sent(0)
         run, self._run = self._run, None
         if run is None:
             return
@@ -329,7 +251,7 @@ class WandbSink(Sink):
 
     def _start_online(self, config: dict[str, Any]) -> None:
         try:
-            self._run = bounded(lambda: self._init("online", config), self._init_timeout_s + GRACE_S)
+            self._run = bounded(lambda: self._init("online", config), self._settings.init_timeout_s + GRACE_S)
         except Exception as error:
             self.mode = "offline"
             WandbSink._offline_until_s = time.monotonic() + RETRY_ONLINE_AFTER_S
@@ -363,9 +285,9 @@ class WandbSink(Sink):
             self._identity,
             mode,
             config,
-            init_timeout_s=self._init_timeout_s,
-            finish_timeout_s=self._finish_timeout_s,
+            limits_s=(self._settings.init_timeout_s, self._finish_timeout_s),
             on_stop=self._note_stop,
+            system_metrics=mode == "online" and self._on_gpu and self._settings.system_metrics,
         )
 
     def _note_stop(self) -> None:

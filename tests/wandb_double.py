@@ -11,6 +11,8 @@ import json
 import re
 import socket
 import threading
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
@@ -20,6 +22,7 @@ from double_sweeps import SweepServer
 Behaviour = Literal["answer", "refuse_key", "error", "rate_limit", "hang"]
 STATUS = {"answer": 200, "refuse_key": 401, "error": 500, "rate_limit": 429}
 RETRY_AFTER_S = 1
+WAIT_LIMIT_S = 240.0
 
 
 class _Server(ThreadingHTTPServer):
@@ -37,6 +40,7 @@ class WandbDouble(SweepServer):
         behaviour: how requests are met: answered, 401, 500, 429, or accepted and not answered until it changes.
         behaviour_of: the same for some requests only: by GraphQL operation, or file_stream or upload.
         requests: how many came, answered or not.
+        refused: how many were met as `refuse` says, by kind.
         authorized: how many of them came with credentials.
         bodies: what was sent, but for the credentials, in order.
     """
@@ -46,6 +50,8 @@ class WandbDouble(SweepServer):
         self.behaviour: Behaviour = behaviour
         self.behaviour_of: dict[str, Behaviour] = {}
         self.requests = 0
+        self.refused: Counter[str] = Counter()
+        self._to_refuse: dict[str, tuple[int, Behaviour]] = {}
         self.authorized = 0
         self.bodies: list[bytes] = []
         self._stopped = threading.Event()
@@ -78,6 +84,15 @@ class WandbDouble(SweepServer):
         self._server = _Server(("127.0.0.1", self._port), self._handler())
         self._serve()
 
+    def refuse(self, kind: str, count: int, behaviour: Behaviour) -> None:
+        """Meet the next `count` requests of a kind (as in `behaviour_of`) in this way."""
+        self._to_refuse[kind] = (count, behaviour)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Until something that clients send makes it true."""
+        with self.changed:
+            assert self.changed.wait_for(condition, WAIT_LIMIT_S)
+
     def _serve(self) -> None:
         assert self._server is not None
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -108,9 +123,11 @@ class WandbDouble(SweepServer):
                         pass
                     self.close_connection = True
                     return
-                status = STATUS[double._behaviour(kind)]
+                status = STATUS[double._met_with(kind)]
                 content = double._content(kind, self.path, body) if status == 200 else {}
                 self._send(status, json.dumps(content).encode())
+                with double.changed:
+                    double.changed.notify_all()
 
             do_GET = do_PUT = do_POST
 
@@ -130,6 +147,14 @@ class WandbDouble(SweepServer):
 
     def _behaviour(self, kind: str) -> Behaviour:
         return self.behaviour_of.get(kind, self.behaviour)
+
+    def _met_with(self, kind: str) -> Behaviour:
+        with self.lock:
+            count, behaviour = self._to_refuse.get(kind, (0, "answer"))
+            if self.refused[kind] < count:
+                self.refused[kind] += 1
+                return behaviour
+        return self._behaviour(kind)
 
     @staticmethod
     def _kind(path: str, body: bytes) -> str:

@@ -126,7 +126,12 @@ class Examination:
         run = self.run_id(books.record.trial)
         known = self._runs if self._thorough else run_books({run: self.parts.get(run, [])})
         book = known.get(run)
-        return replace(books, run=book if self.parts.get(run) else None, wants_run=not self.single or book is not None)
+        return replace(
+            books,
+            run=book if self.parts.get(run) else None,
+            wants_run=not self.single or book is not None,
+            log_every=self.spec.wandb.log_every,
+        )
 
     def _with_recovered(self, books: TrialBooks) -> TrialBooks:
         """Rows that the CSV files lack and the W&B run has; rarely looked for, so not read before."""

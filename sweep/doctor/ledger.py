@@ -109,6 +109,7 @@ class TrialBooks:
         evidence: what the others books tell the study.
         run: its W&B run; None without one.
         wants_run: it should have one, and it was looked for.
+        log_every: every how many updates one has a row there.
         recovered: rows that its CSV files lack and its W&B run has, by file and place.
         metrics: what the sweep optimises.
         told: epochs that the study knows of; None where it keeps the last one only.
@@ -121,6 +122,7 @@ class TrialBooks:
     metrics: tuple[str, ...]
     run: RunBook | None = None
     wants_run: bool = False
+    log_every: int = 1
     recovered: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
     told: Collection[int] | None = None
     train_again: str = ""
@@ -322,13 +324,14 @@ def _run(books: TrialBooks) -> Iterator[Finding]:
     batch, epoch = (max(rows.lines, default=-1) for rows in (books.folder.batch, books.folder.epoch))
     if not books.wants_run or not books.ended or batch < 0:
         return
+    batch -= batch % books.log_every
     run = books.run
     if run is None:
         what = "it has no W&B run"
     elif run.online:
         return
     elif run.held[0] < batch or run.held[1] < epoch:
-        lacks = max(batch - run.held[0], 0) + max(epoch - run.held[1], 0)
+        lacks = max((batch - run.held[0]) // books.log_every, 0) + max(epoch - run.held[1], 0)
         what = f"its W&B run lacks its last {lacks} rows" if lacks > 1 else "its W&B run lacks its last row"
     elif EXIT_CODES[books.outcome] in run.summed_up if books.outcome in EXIT_CODES else run.ends:
         return

@@ -107,7 +107,7 @@ def complete_run(
     folder = results / "trials" / record.trial
     rows = History(batch=list(read_csv(folder / "batch.csv")), epoch=list(read_csv(folder / "epoch.csv")))
     plain = {name: value for name, value in known.items() if name != "_wandb"}
-    sink = WandbSink(identity, plain, "offline", spec.wandb.init_timeout_s, resumed=bool(parts))
+    sink = WandbSink(identity, plain, spec.wandb.model_copy(update={"mode": "offline"}), resumed=bool(parts))
     for event in rows.events():
         sink.log(event)
     if record.outcome is Outcome.DIVERGED:
