@@ -171,7 +171,7 @@ def test_a_project_that_is_not_there_is_named(server, capsys):
     assert server.views == {}
 
 
-@pytest.mark.parametrize("behaviour", ["refuse_key", pytest.param("error", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("behaviour", ["refuse_key", "error"])
 def test_a_server_that_refuses_costs_one_line_without_the_key(server, capsys, behaviour):
     server.behaviour = behaviour
     assert main(["me/p"]) == 1

@@ -330,7 +330,7 @@ def test_the_server_gives_the_same_trials_and_the_sweeps_own_space(
     assert on_server.unknown == set()
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_as_a_command_it_prints_what_it_did_and_nothing_else(on_server: ApiDouble, tmp_path: Path) -> None:
     reset_client()
     words = [sys.executable, "-m", "sweep.import_wandb", "me/tactile-sweep/abc123", "--results", "imported"]

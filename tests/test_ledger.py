@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,12 @@ def test_a_healthy_trial_has_no_finding():
 def test_a_trial_without_an_end_of_its_own_is_healthy_too(outcome):
     trial = books(outcome, evidence=Evidence(outcome=outcome), run=WHOLE_RUN)
     assert kinds(trial) == []
+
+
+@pytest.mark.parametrize(("held", "lacks"), [(4, None), (2, "its last row"), (-1, "its last 3 rows")])
+def test_updates_that_the_user_keeps_from_wandb_are_not_missed_there(held, lacks):
+    findings = list(compare(books(run=replace(WHOLE_RUN, held=(held, 2)), log_every=2)))
+    assert [finding.what for finding in findings] == ([f"its W&B run lacks {lacks}"] if lacks else [])
 
 
 def test_a_trial_under_way_is_a_note_and_no_finding():

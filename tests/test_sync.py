@@ -54,7 +54,7 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "0.2")  # by default rows wait 15 s for others
+    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "1")  # rows go so often; by default every 15 s
     monkeypatch.chdir(tmp_path)
     # a dead server is dead at once
     for name in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER"):
