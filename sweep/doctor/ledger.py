@@ -331,7 +331,7 @@ def _run(books: TrialBooks) -> Iterator[Finding]:
     elif run.online:
         return
     elif run.held[0] < batch or run.held[1] < epoch:
-        lacks = max((batch - run.held[0]) // books.log_every, 0) + max(epoch - run.held[1], 0)
+        lacks = max(batch // books.log_every - run.held[0] // books.log_every, 0) + max(epoch - run.held[1], 0)
         what = f"its W&B run lacks its last {lacks} rows" if lacks > 1 else "its W&B run lacks its last row"
     elif EXIT_CODES[books.outcome] in run.summed_up if books.outcome in EXIT_CODES else run.ends:
         return
