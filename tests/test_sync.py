@@ -23,7 +23,7 @@ from sweep import sync, wandb_client, wandb_sink
 from sweep.blocks import WandbSettings
 from sweep.wandb_client import reset_client
 from sweep.wandb_files import run_files as parts_of
-from sweep.wandb_rest import rows_beyond
+from sweep.wandb_rest import rest_of_trial, rows_beyond
 from sweep.wandb_run import RunIdentity
 from sweep.wandb_sink import WandbSink
 
@@ -572,6 +572,19 @@ def test_an_online_run_without_a_trial_whose_file_breaks_off_may_be_incomplete(
     assert markers(results) == []
     file.with_suffix(".wandb.synced").touch()  # as the message says
     assert sync.main([str(results)]) == 0
+
+
+def test_the_rest_of_a_trial_has_the_updates_that_the_user_wants_in_wandb(results: Path) -> None:
+    csv = CsvSink(results / "trials" / "0003")
+    for event in TWO_EPOCHS:
+        csv.log(event)
+    csv.close(0)
+    (results / "trials.csv").write_text("trial,state,reason\n0003,complete,\n")
+    (results / "spec.yaml").write_text("wandb: {log_every: 3}\n")
+    (results / "runs.json").write_text('{"agents": "0003"}')
+    rest = rest_of_trial(results, "agents")
+    assert rest is not None
+    assert [row.get("batch/iteration") for row in rest.rows] == [0, None, 3, None]
 
 
 def test_the_nan_of_a_divergence_goes_behind_new_rows_or_where_the_page_does_not_say_so() -> None:
