@@ -17,9 +17,9 @@ from model.plan import EpochPlan
 from sweep.cluster import ADDRESS, fits
 from sweep.memory import most_demanding
 from sweep.plan import SweepPlan
+from sweep.probe import Measurement, Took
 from sweep.room import COPIES, checkpoint_bytes
 from sweep.wandb_mode import resolve_mode
-from sweep.warm_up import Measurement, WarmUp
 
 RAY_S = 10.0  # from "starting Ray" to the first update: Ray, and the imports of its workers
 FORWARD_SHARE = 1 / 3  # of an update's time: an evaluation of as many clips, where there was no time to try one
@@ -98,7 +98,7 @@ def confirmation_runs(plan: SweepPlan) -> int:
     return 0 if plan.spec.confirm is None else plan.confirmation_configs * len(plan.spec.confirm.seeds)
 
 
-def trial_seconds(took: WarmUp, config: TrainConfig, updates: int) -> float:
+def trial_seconds(took: Took, config: TrainConfig, updates: int) -> float:
     """Of a trial of all epochs of so many updates, its worker's imports aside."""
     judge_s = took.judge_s
     if judge_s is None:

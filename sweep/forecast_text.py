@@ -10,9 +10,9 @@ from sweep.forecast import Forecast
 from sweep.lines import print_pairs
 from sweep.memory import available_memory, most_demanding
 from sweep.plan import SweepPlan
+from sweep.probe import Measurement, Took
 from sweep.progress import duration
 from sweep.wandb_mode import resolve_mode
-from sweep.warm_up import Measurement, WarmUp
 
 SUGGESTED_POINTS = 100_000  # of a metric in a run: W&B's pages stay fast (docs, "Experiments limits and performance")
 
@@ -60,7 +60,7 @@ def _measured(plan: SweepPlan, measured: Measurement) -> dict[str, str]:
     return lines
 
 
-def _took(took: WarmUp) -> str:
+def _took(took: Took) -> str:
     if took.failed is not None:
         return took.failed
     if not took.updates:

@@ -1,36 +1,26 @@
-"""How much memory a trial takes, measured before the first one, and whether as many fit as the spec asks for.
+"""Which config takes most memory, and whether as many trials fit as the spec asks for.
 
 Fractions of a GPU do not isolate its memory: trials that do not fit together end each other minutes or hours later. So
-one short run of the config that needs most tells the peak of a trial: a few updates and an evaluation, in a process of
-its own with a trial's share of the machine. Nothing of it is kept.
+one short run of the config that needs most tells the peak of a trial before the first one starts (sweep/probe.py).
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.config import TrainConfig
-from model.errors import ConfigError, UserError
+from model.errors import ConfigError
 from sweep.resources import Resources
 from sweep.spec import SweepSpec
 
-UPDATES = 3  # the optimiser's state is there from the first on; the allocator has settled after the second
-EVAL_CLIPS = 64  # one batch of the evaluation (model/evaluate.py)
 MAX_CONFIGS = 256  # combinations that are compared
 RESERVE = 1.05  # for what a longer run finds: fragments, a picture at the end
-LIMIT_S = 900.0  # of a run; the first one may have to start a GPU and compile
-WORKER_BYTES = 300 * 2**20  # of a CPU trial beside its training: Ray's worker, W&B's client and its service
-CUDA_CONTEXT_BYTES = 600 * 2**20  # of a process on a GPU, where nvidia-smi does not tell it
-PACKAGES = Path(__file__).resolve().parents[1]  # where the process finds this package
 COUNTS = ("encoder.", "decoder.", "data.image_size")  # parameters, or their beginnings, that memory depends on ...
 ALSO = ("batch_size", "mask_ratio", "mode", "ema_decay", "precision", "accum_iter")  # ... and single ones
 
@@ -56,17 +46,6 @@ class Peak:
 def is_wanted(resources: Resources) -> bool:
     """Whether a spec asks for the measurement; auto: where trials share a GPU."""
     return resources.memory_probe == "always" or (resources.memory_probe == "auto" and 0 < resources.gpu < 1)
-
-
-def task_of(spec: SweepSpec) -> dict[str, Any]:
-    """What `measure` needs, as plain data."""
-    config = most_demanding(spec)
-    resources = spec.resources
-    return {
-        "config": config.model_dump(mode="json"),
-        "processes": resources.num_processes,
-        "threads": resources.threads,
-    }
 
 
 def most_demanding(spec: SweepSpec) -> TrainConfig:
@@ -118,47 +97,6 @@ def _size_of_encoder(config: TrainConfig) -> tuple[int, int]:
     with torch.device("meta"):
         vit = build_vit(config)
     return int(vit.embed_dim), len(vit.blocks)
-
-
-def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """Run `task_of` a spec in a process of its own, with the CPUs and GPUs that this one sees; a `Peak` as plain data.
-
-    Raises:
-        UserError: the config cannot be trained at all, or the run failed otherwise.
-    """
-    found = os.environ.get("PYTHONPATH")
-    threads = str(task["threads"])
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(PACKAGES), *([found] if found else [])]),
-        "OMP_NUM_THREADS": threads,
-    }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "sweep.memory"],
-            input=json.dumps(task),
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            env=env,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(_failed(f"it took longer than {LIMIT_S:.0f} s")) from None
-    if done.returncode == -9:  # the kernel's own killer: nobody else ends this process
-        return asdict(Peak(too_large="the system ended it for want of memory"))
-    lines = done.stdout.strip().splitlines()
-    try:
-        answer = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        answer = {}
-    if "peak" in answer:
-        return dict(answer["peak"])
-    said = answer.get("error") or (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    raise UserError(_failed(str(said)))
-
-
-def _failed(reason: str) -> str:
-    return f"resources.memory_probe: the short run that measures a trial's memory failed: {reason}"
 
 
 def check_fit(spec: SweepSpec, peak: Peak, concurrent: int) -> str:
@@ -220,62 +158,6 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-# --- in the process of its own ----------------------------------------------------------------------------------------
-
-
-def _measured(task: dict[str, Any]) -> Peak:
-    import torch
-
-    from model.data.clips import load_clips
-    from model.device import pick_device
-    from model.plan import EpochPlan
-    from model.team import Team
-
-    torch.set_num_threads(task["threads"])
-    config = _shortened(TrainConfig.model_validate(task["config"]))
-    clips = load_clips(config.data)
-    EpochPlan.of(config, len(clips.train))
-    device = pick_device(config)
-    on_gpu = device.type == "cuda"
-    host_room = available_memory() - own_memory(0)  # of this process only what it is going to take counts
-    used_before = _gpu_used() if on_gpu else None
-    try:
-        with Team(task["processes"], device.type) as team:
-            for _ in team.trainer(config, clips).run_epoch():
-                pass
-            gpu_bytes = gpu_room = 0
-            if on_gpu:
-                reserved = torch.cuda.max_memory_reserved()
-                free, total = torch.cuda.mem_get_info()
-                now = torch.cuda.memory_reserved()
-                context = CUDA_CONTEXT_BYTES if used_before is None else total - free - now - used_before
-                gpu_bytes = reserved + max(context, 0)
-                gpu_room = total - (used_before or 0)
-    except MemoryError:
-        return Peak(too_large="the machine has not that much memory")
-    except RuntimeError as error:  # torch's own, of a GPU or of the machine
-        text = " ".join(str(error).split())
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
-            raise
-        return Peak(too_large=text[:200])
-    return Peak(own_memory(task["processes"] - 1) + WORKER_BYTES, gpu_bytes, host_room, gpu_room)
-
-
-def _shortened(config: TrainConfig) -> TrainConfig:
-    """A few updates, and an evaluation of one batch. Weights to start from are left out: they take no more."""
-    accum = min(config.accum_iter, 2)
-    clips = UPDATES * accum * config.batch_size
-    data = config.data.model_copy(
-        update={
-            "clips_per_epoch": min(config.data.clips_per_epoch or clips, clips),
-            "eval_clips": min(config.data.eval_clips, EVAL_CLIPS),
-        }
-    )
-    encoder = config.encoder.model_copy(update={"pretrained": False})
-    changes = {"data": data, "encoder": encoder, "epochs": 1, "warmup_epochs": 0.0, "accum_iter": accum, "pictures": 0}
-    return config.model_copy(update=changes)
-
-
 def own_memory(children: int) -> int:
     """Bytes that this process and its children have taken at most, without pages of files, which trials share."""
     import resource
@@ -303,28 +185,3 @@ def available_memory() -> int:
         return free if limit == "max" else min(free, int(limit) - used + int(reclaimable))
     except (OSError, ValueError):
         return int(free)
-
-
-def _gpu_used() -> int | None:
-    """Bytes that others use of this process's GPU, before it uses it; None where nvidia-smi does not tell."""
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
-    command = ["nvidia-smi", f"--id={device}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        return int(done.stdout.strip()) * 2**20
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-
-
-def main() -> int:
-    """`python -m sweep.memory`: a task on stdin -> its peak on stdout, as JSON."""
-    try:
-        answer: dict[str, Any] = {"peak": asdict(_measured(json.load(sys.stdin)))}
-    except UserError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,8 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from model.errors import UserError
-from sweep.memory import Peak, check_fit, measure, task_of
+from sweep.memory import Peak, check_fit
+from sweep.probe import measure_peak, memory_task, peak_failed
 from sweep.spec import SweepSpec
 
 LOOK_EVERY_S = 0.5
@@ -23,13 +24,13 @@ def check_memory(spec: SweepSpec, concurrent: int, stopped: Callable[[], bool]) 
     """
     resources = spec.resources
     share = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=0, max_calls=1)
-    task = share(measure).remote(task_of(spec))
+    task = share(measure_peak).remote(memory_task(spec))
     try:
         while not ray.wait([task], timeout=LOOK_EVERY_S)[0]:
             if stopped():
                 ray.cancel(task, force=True)
                 return None
-        peak = Peak(**ray.get(task))
+        peak: Peak = ray.get(task)
     except OutOfMemoryError:
         peak = Peak(too_large="Ray ended it for want of memory")
     except RayTaskError as error:
@@ -37,8 +38,5 @@ def check_memory(spec: SweepSpec, concurrent: int, stopped: Callable[[], bool]) 
             raise UserError(str(error.cause)) from None
         raise
     except RayError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"resources.memory_probe: the short run that measures a trial's memory failed: {reason}"
-        ) from None
+        raise UserError(peak_failed(" ".join(str(error).split())[:200])) from None
     return check_fit(spec, peak, concurrent)

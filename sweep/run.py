@@ -29,6 +29,7 @@ from sweep.front import front_of
 from sweep.halt import GO_ON, MACHINE_FAILED
 from sweep.lines import open_console, say
 from sweep.plan import SweepPlan, make_plan, unchecked
+from sweep.probe import LIMIT_S, Measurement, measure
 from sweep.progress import Progress
 from sweep.remote import is_url
 from sweep.results import ResultsFolder
@@ -39,7 +40,6 @@ from sweep.sweep_mirror import SweepMirror
 from sweep.terminal import print_conclusion, print_counts, print_front, print_next_steps, print_plan, print_summary
 from sweep.trial_table import TrialTable
 from sweep.warm_start import WarmStart, load_warm_start
-from sweep.warm_up import LIMIT_S, Measurement, measure
 
 
 def main(arguments: list[str] | None = None) -> int:

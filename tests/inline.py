@@ -30,8 +30,8 @@ from ray.tune.schedulers import TrialScheduler
 from sweep import trial as trial_module
 from sweep import tuner
 from sweep.cluster import Cluster, Node
-from sweep.memory import Peak, check_fit, measure
-from sweep.memory import task_of as memory_task_of
+from sweep.memory import check_fit
+from sweep.probe import measure_peak, memory_task
 from sweep.spec import SweepSpec
 from sweep.tuner import Search
 
@@ -85,7 +85,7 @@ class Inline:
         return nullcontext(Cluster((self.node,), None))
 
     def check_memory(self, spec: SweepSpec, concurrent: int, stopped: Callable[[], bool]) -> str | None:
-        return check_fit(spec, Peak(**measure(memory_task_of(spec))), concurrent)
+        return check_fit(spec, measure_peak(memory_task(spec)), concurrent)
 
     def fit(self, search: Search) -> None:
         _Loop(self, search).run()

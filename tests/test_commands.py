@@ -15,8 +15,7 @@ from tests.command_lines import ROOT, Refused, help_of, modules, parsed, program
 
 INNER = {
     "model.team": "a process of a data-parallel trial, started by the others",
-    "sweep.memory": "the short run that measures a trial's memory, started by the driver",
-    "sweep.warm_up": "the measured step of a dry run, in a process of its own",
+    "sweep.probe": "the short run that measures a trial's time and memory, started by the driver",
 }
 # their example is that of the script that people start
 BY_SCRIPT = {"sweep.agents": "scripts/agents.sh", "sweep.submit": "scripts/submit.sh"}

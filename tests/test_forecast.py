@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from sweep.forecast import Forecast, epochs_with_stops, forecast
 from sweep.forecast_text import print_forecast
 from sweep.plan import SweepPlan, make_plan
+from sweep.probe import Measurement, Took, measure, memory_task, read_answer, timing_task, train_a_little
 from sweep.run import main
-from sweep.warm_up import Measurement, WarmUp, _read, measure
 from tests.sweeping import TINY_TRAINER, tiny_spec
 from tests.test_run import write_spec
 
-TOOK = WarmUp(
+TOOK = Took(
     updates=12, update_s=0.5, start_s=2.0, judge_s=1.0, host_bytes=10**9, csv_bytes=100, wandb_bytes=400, cut=False
 )
 MEASURED = Measurement(device="cpu", base=TOOK)
@@ -142,10 +144,11 @@ def test_what_was_not_measured_is_not_predicted(tmp_path: Path) -> None:
     assert "a trial about" not in text
 
 
-@pytest.mark.slow
 def test_the_base_config_and_the_values_that_need_most_are_measured() -> None:
     parameters = {"alpha": {"min": 0.1, "max": 0.9}, "batch_size": {"values": [4, 8, 16]}}
-    measured = measure(tiny_spec(parameters=parameters), limit_s=120.0)
+    told: list[Measurement] = []
+    train_a_little(timing_task(tiny_spec(parameters=parameters), limit_s=None), told.append)
+    measured = told[-1]
     assert (measured.failed, measured.device) == (None, "cpu")
     base, demanding = measured.base, measured.demanding
     assert (base.updates, base.cut) == (12, False)
@@ -157,7 +160,7 @@ def test_the_base_config_and_the_values_that_need_most_are_measured() -> None:
     assert demanding.updates == 9  # an epoch has 3 updates of 16
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_measurement_that_takes_too_long_is_cut_off_and_says_so(tmp_path: Path) -> None:
     wide = {**TINY_TRAINER, "encoder": {"width": 1024, "depth": 24, "heads": 16, "patch_size": 4}}
     measured = measure(tiny_spec(trainer=wide), limit_s=0.05)
@@ -165,20 +168,41 @@ def test_a_measurement_that_takes_too_long_is_cut_off_and_says_so(tmp_path: Path
     assert "there was no time for one update" in said(tmp_path, measured)
 
 
-def test_a_number_that_a_library_prints_is_no_word_of_the_measurement() -> None:
-    assert _read('3\nnull\n{"device": "cpu", "gpus": 0}\n{"base": {"updates": 4}}\n', "", 0).base == WarmUp(updates=4)
+ANSWER = json.dumps(dataclasses.asdict(Measurement(device="cpu", base=TOOK)))
 
 
-@pytest.mark.slow
+def test_the_last_whole_line_of_the_process_counts_whatever_libraries_print() -> None:
+    later = ANSWER.replace('"updates": 12', '"updates": 13')
+    found = read_answer(f'3\nnull\n{ANSWER}\n{later}\n{{"loss": 1}}\n{later[:40]}', "", 0)
+    assert found == Measurement(device="cpu", base=dataclasses.replace(TOOK, updates=13))
+
+
+def test_what_a_process_told_before_it_was_ended_is_kept_and_why_it_ended_is_said() -> None:
+    killed, crashed = read_answer(ANSWER, "", -9), read_answer(ANSWER, "Traceback\nKeyError: 'x'\n", 1)
+    assert (killed.base, killed.too_large) == (TOOK, True)
+    assert killed.failed == "the system ended it for want of memory"
+    assert (crashed.base, crashed.too_large, crashed.failed) == (TOOK, False, "KeyError: 'x'")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_here_is_the_reason() -> None:
-    torch = pytest.importorskip("torch")
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    measured = measure(tiny_spec(resources={"gpu": 1}, trainer={**TINY_TRAINER, "device": "auto"}))
-    assert measured.failed == "no GPU here, and a trial asks for one"
+    told: list[Measurement] = []
+    spec = tiny_spec(resources={"gpu": 1}, trainer={**TINY_TRAINER, "device": "auto"})
+    train_a_little(timing_task(spec), told.append)
+    assert told == [Measurement(failed="no GPU here, and a trial asks for one")]
 
 
-@pytest.mark.slow
+def test_memory_alone_is_measured_in_one_short_epoch_of_the_config_that_needs_most() -> None:
+    parameters = {"alpha": {"min": 0.1, "max": 0.9}, "batch_size": {"values": [4, 8]}}
+    told: list[Measurement] = []
+    train_a_little(memory_task(tiny_spec(parameters=parameters)), told.append)
+    took = told[-1].demanding
+    assert took is not None
+    assert (took.updates, took.cut, told[-1].base) == (3, False, Took())
+    assert told[-1].host_room > 0
+
+
+@pytest.mark.process
 def test_a_dry_run_predicts_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(write_spec(tmp_path)), "--results", str(tmp_path / "results"), "--dry-run"]
     assert main(arguments) == 0

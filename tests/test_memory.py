@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import yaml
 
 from model.errors import ConfigError, UserError
 from model.sinks import read_csv
-from sweep.memory import Peak, available_memory, check_fit, estimate, is_wanted, measure, most_demanding, task_of
+from sweep.memory import Peak, available_memory, check_fit, estimate, is_wanted, most_demanding
+from sweep.probe import measure_peak, memory_task
 from sweep.resources import Resources
 from sweep.run import main
+from tests.inline import Inline, run_inline
 from tests.sweeping import TINY_TRAINER, tiny_content, tiny_spec
 from tests.tiny import tiny_config
 
-slow = pytest.mark.slow
+process = pytest.mark.process
 GIB = 2**30
 MIB = 2**20
 
@@ -132,11 +134,11 @@ def test_a_config_that_ran_out_of_memory_by_itself_is_refused_in_the_words_of_wh
 # --- measured ---------------------------------------------------------------------------------------------------------
 
 
-@slow
+@process
 def test_a_larger_model_is_measured_at_more_and_shared_pages_do_not_count():
-    small = Peak(**measure(task_of(tiny_spec())))
+    small = measure_peak(memory_task(tiny_spec()))
     large_trainer = {**TINY_TRAINER, "encoder": {"width": 1024, "depth": 6, "heads": 8, "patch_size": 4}}
-    large = Peak(**measure(task_of(tiny_spec(trainer=large_trainer))))
+    large = measure_peak(memory_task(tiny_spec(trainer=large_trainer)))
     weights = 6 * 12 * 1024**2 * 4  # bytes; with gradients and two moments four times that
     assert 2 * weights < large.host_bytes - small.host_bytes < 10 * weights
     assert small.host_bytes < 1.5 * GIB
@@ -144,53 +146,58 @@ def test_a_larger_model_is_measured_at_more_and_shared_pages_do_not_count():
     assert 0 < small.host_room <= available_memory() + GIB
 
 
-@slow
+@process
 def test_a_probe_of_a_config_that_cannot_be_trained_says_why():
-    task = task_of(tiny_spec())
-    task["config"]["data"] |= {"source": "frames", "root": "/nowhere"}
+    task = memory_task(tiny_spec())
+    task.configs["demanding"]["data"] |= {"source": "frames", "root": "/nowhere"}
     with pytest.raises(UserError, match=r"memory_probe: the short run .* failed: .*/nowhere"):
-        measure(task)
+        measure_peak(task)
 
 
-@slow
+@process
 def test_a_process_that_ends_for_want_of_memory_means_that_nothing_fits(tmp_path: Path):
     # a limit on this process's addresses stands for a machine with little memory
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2);"
-        "sys.argv = ['sweep.memory']; import runpy; runpy.run_module('sweep.memory', run_name='__main__')"
+        "sys.argv = ['sweep.probe']; import runpy; runpy.run_module('sweep.probe', run_name='__main__')"
     )
     spec = tiny_spec(trainer={**TINY_TRAINER, "encoder": {"width": 8192, "depth": 4, "heads": 8, "patch_size": 4}})
     done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(task_of(spec)), capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", code],
+        input=json.dumps(asdict(memory_task(spec))),
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     answer = json.loads(done.stdout.strip().splitlines()[-1])
-    assert answer["peak"]["too_large"], done.stderr
+    assert answer["demanding"]["too_large"], done.stderr
 
 
-def sweep(tmp_path: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+def write(tmp_path: Path, **changes: Any) -> Path:
     spec = tmp_path / "tiny.yaml"
-    spec.write_text(yaml.safe_dump(tiny_content(**{"run_cap": 2, **changes})), encoding="utf-8")
-    arguments = [sys.executable, "-m", "sweep.run", str(spec), "--results", str(tmp_path / "results")]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
+    content = {"run_cap": 2, "resources": {"memory_probe": "always"}, "wandb": {"mode": "disabled"}}
+    spec.write_text(yaml.safe_dump(tiny_content(**content | changes)), encoding="utf-8")
+    return spec
 
 
-@slow
-def test_a_sweep_that_fits_says_so_and_runs(tmp_path: Path):
-    done = sweep(tmp_path, resources={"memory_probe": "always"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "note: memory: a trial takes" in done.stdout.replace("\n", " ")
+@process
+def test_a_sweep_that_fits_says_so_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_inline(write(tmp_path), tmp_path / "results") == 0
+    assert "note: memory: a trial takes" in " ".join(capsys.readouterr().out.split())
     assert len(read_csv(tmp_path / "results/trials/0001/epoch.csv")) == 3
 
 
-@slow
-def test_a_sweep_that_cannot_fit_is_refused_before_a_trial_starts_and_its_folder_stays_free(tmp_path: Path):
+@process
+def test_a_sweep_that_cannot_fit_is_refused_before_a_trial_starts_and_its_folder_stays_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     # each trial takes more than 200 MiB: twice as many as that leaves room for cannot fit, on a machine of any size
     many = 2 * max(1, available_memory() // (200 * MIB))
-    cpu = max(0.0001, math.floor(10_000 * (os.cpu_count() or 1) / many) / 10_000)
-    done = sweep(tmp_path, resources={"cpu": cpu, "memory_probe": "always"}, run_cap=many)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "trials at a time, but a trial takes" in done.stderr
-    assert "set max_concurrent: " in done.stderr
-    assert "Traceback" not in done.stderr
-    arguments = [str(tmp_path / "tiny.yaml"), "--results", str(tmp_path / "results"), "--set", "run_cap=2"]
+    spec = write(tmp_path, run_cap=many)
+    assert run_inline(spec, tmp_path / "results", engine=Inline(cpus=many)) == 2
+    said = capsys.readouterr().err
+    assert "trials at a time, but a trial takes" in said
+    assert "set max_concurrent: " in said
+    assert "Traceback" not in said
+    arguments = [str(spec), "--results", str(tmp_path / "results"), "--set", "run_cap=2"]
     assert main([*arguments, "--set", "resources.memory_probe=never", "--dry-run", "--no-measure"]) == 0
