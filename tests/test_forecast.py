@@ -203,7 +203,11 @@ def test_memory_alone_is_measured_in_one_short_epoch_of_the_config_that_needs_mo
 
 
 @pytest.mark.process
-def test_a_dry_run_predicts_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_predicts_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a loaded machine may take longer than a user should wait
+    monkeypatch.setattr("sweep.run.measure", lambda spec: measure(spec, limit_s=240.0))
     arguments = [str(write_spec(tmp_path)), "--results", str(tmp_path / "results"), "--dry-run"]
     assert main(arguments) == 0
     printed = " ".join(capsys.readouterr().out.split())

@@ -1,8 +1,7 @@
-"""Populations that really train, without Ray: parts, copies, rows, interruptions. Slow ones at the end start Ray."""
+"""Populations that really train, without Ray: parts, copies, rows, interruptions."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,9 +24,11 @@ from sweep.spec import SweepSpec
 from sweep.study import Outcome, SweepStudy
 from sweep.trial import TrialRun
 from sweep.trial_job import TrialJob
+from tests.inline import inline_runner
 from tests.offline import read_history
 from tests.sweeping import TINY_TRAINER, tiny_spec, trial_folders
 
+pytestmark = pytest.mark.xdist_group("population")  # one population that was not interrupted
 METRIC = "objective/value"
 PBT = {"parameters": ["alpha", "base_lr"], "quantile": 0.5}
 UPDATES = 6  # of an epoch of the tiny trainer
@@ -378,13 +379,14 @@ def test_a_damaged_ledger_is_an_error_that_names_it(tmp_path: Path) -> None:
         Ledger.of(tmp_path)
 
 
-@pytest.mark.slow
-def test_ray_trains_a_population_in_parts_and_none_stays_running(tmp_path: Path) -> None:
-    spec = population_spec(wandb={"mode": "offline"}, resources={"cpu": 0.5, "max_concurrent": 2})
-    assert run(spec, ResultsFolder(tmp_path / "results"), Console(quiet=True)) == 0
+def test_a_whole_sweep_trains_its_population_in_parts_and_none_stays_running(
+    tmp_path: Path, whole: tuple[Path, SweepStudy]
+) -> None:
+    spec = population_spec(resources={"cpu": 0.5, "max_concurrent": 2})
     results = tmp_path / "results"
-    drive(tmp_path / "direct", population_spec(), trained)
-    assert rows(results) == rows(tmp_path / "direct")
-    assert json.loads((results / LEDGER).read_text()) == json.loads((tmp_path / "direct" / LEDGER).read_text())
+    with inline_runner():
+        assert run(spec, ResultsFolder(results), Console(quiet=True)) == 0
+    assert rows(results) == rows(whole[0])
+    assert (results / LEDGER).read_text() == (whole[0] / LEDGER).read_text()
     study = SweepStudy(results, spec.name, spec.space)
     assert [record.outcome for record in study.records()] == [Outcome.COMPLETE] * 6

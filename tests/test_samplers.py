@@ -1,4 +1,4 @@
-"""The contract of every sampler: repeatable, resumable, and it learns from every outcome as what it is."""
+"""Our samplers: each keeps to the contract, and what `auto` is, how many trials are seen, what a stopped one counts."""
 
 from __future__ import annotations
 
@@ -16,155 +16,39 @@ from sweep.outcome import Outcome
 from sweep.sampler_view import BEST_SEEN, DIVERGED, as_complete, thinned
 from sweep.samplers import GP_TRIALS, best_for
 from sweep.space import Space
-from sweep.study import SweepStudy, Values
+from sweep.study import Values
+from tests.contracts.samplers import (
+    MIXED,
+    SPACE,
+    LearningSamplerContract,
+    SamplerContract,
+    SeveralMetricsContract,
+    bowl,
+    search,
+    study_of,
+)
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 MODELS = ("auto", "tpe", "gp", "cmaes", "nsgaii", "nsgaiii")  # what learns from values
 SEVERAL = tuple(name for name in SAMPLERS if name not in SINGLE_OBJECTIVE)
-SPACE = Space(
-    {
-        "alpha": {"min": 0.1, "max": 0.9},
-        "base_lr": {"distribution": "log_uniform_values", "min": 1e-3, "max": 1e-1},
-        "mask_ratio": {"distribution": "q_uniform", "min": 0.5, "max": 0.9, "q": 0.05},
-    }
-)
-MIXED = Space(
-    {
-        "alpha": {"min": 0.1, "max": 0.9},
-        "encoder.depth": {"min": 1, "max": 4},
-        "weighting": {"values": ["fixed", "uncertainty"]},
-        "mode": {"values": ["joint", "dynamic"]},
-        "seed": {"values": [1]},
-    },
-    conditions={"weighting": {"mode": "joint"}},
-)
 
 
-def bowl(values: Values) -> float:
-    """Least, 0, at alpha 0.3, base_lr 0.01, mask_ratio 0.6."""
-    lr = math.log10(values["base_lr"] / 0.01)
-    return (values["alpha"] - 0.3) ** 2 + lr**2 / 4 + (values["mask_ratio"] - 0.6) ** 2
+class TestEverySampler(SamplerContract):
+    @pytest.fixture(params=SAMPLERS)
+    def sampler(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
 
 
-def run(study: SweepStudy, trials: int) -> list[Values]:
-    """A search with every kind of end: high rates diverge, bad trials are stopped early, every 7th crashes."""
-    seen = []
-    for _ in range(trials):
-        suggestion = study.next()
-        number, value = suggestion.number, bowl(suggestion.values)
-        study.report(number, 0, value + 1.0)
-        if suggestion.values["base_lr"] > 0.07:
-            study.finish(number, Outcome.DIVERGED)
-        elif number % 7 == 6:
-            study.finish(number, Outcome.FAILED, "crash")
-        elif value > 0.25:
-            study.finish(number, Outcome.PRUNED)
-        else:
-            study.report(number, 1, value)
-            study.finish(number, Outcome.COMPLETE)
-        seen.append(suggestion.values)
-    return seen
+class TestModels(LearningSamplerContract):
+    @pytest.fixture(params=MODELS)
+    def sampler(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
 
 
-def make(folder: Path, sampler: str, space: Space = SPACE, **options: Any) -> SweepStudy:
-    folder.mkdir(exist_ok=True)
-    return SweepStudy(folder, "s", space, sampler=sampler, **{"startup_trials": 6, "seed": 3, **options})
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_same_seed_same_suggestions_and_another_seed_others(tmp_path: Path, sampler: str) -> None:
-    one, two = (run(make(tmp_path / name, sampler), 12) for name in ("a", "b"))
-    assert one == two
-    assert run(make(tmp_path / "c", sampler, seed=4), 12) != one
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_study_opened_anew_before_every_trial_suggests_the_same(tmp_path: Path, sampler: str) -> None:
-    whole = run(make(tmp_path / "whole", sampler), 12)
-    assert [run(make(tmp_path / "parts", sampler), 1)[0] for _ in range(12)] == whole
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_value_is_one_of_the_space_and_no_two_trials_are_equal(tmp_path: Path, sampler: str) -> None:
-    seen = run(make(tmp_path, sampler), 20)
-    for values in seen:
-        assert SPACE.to_values(SPACE.from_values(values)) == values
-    assert len({tuple(values.values()) for values in seen}) == 20
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_whole_numbers_categories_single_values_and_conditions(tmp_path: Path, sampler: str) -> None:
-    study = make(tmp_path, sampler, MIXED)
-    seen = []
-    for number in range(14):
-        values = study.next().values
-        study.report(number, 0, values["alpha"])
-        study.finish(number, Outcome.COMPLETE)
-        seen.append(values)
-    assert all(("weighting" in values) == (values["mode"] == "joint") for values in seen)
-    assert {values["encoder.depth"] for values in seen} <= {1, 2, 3, 4}
-    assert all(values["seed"] == 1 for values in seen)
-    assert {values["mode"] for values in seen} == {"joint", "dynamic"}
-
-
-@pytest.mark.parametrize("sampler", MODELS)
-def test_it_keeps_away_from_where_trials_diverge(tmp_path: Path, sampler: str) -> None:
-    study = make(tmp_path, sampler, startup_trials=12)
-    diverged = []
-    for number in range(64):  # where alpha is high all trials diverge, after the best first epoch of all
-        values = study.next().values
-        diverged.append(values["alpha"] > 0.5)
-        study.report(number, 0, -9.0 if diverged[-1] else bowl(values))
-        study.finish(number, Outcome.DIVERGED if diverged[-1] else Outcome.COMPLETE)
-    assert sum(diverged[:12]) >= 4
-    assert sum(diverged[-16:]) <= 4
-
-
-@pytest.mark.parametrize("sampler", MODELS)
-def test_it_keeps_away_from_where_trials_were_stopped_early(tmp_path: Path, sampler: str) -> None:
-    study = make(tmp_path, sampler, startup_trials=12)
-    stopped = []
-    for number in range(64):
-        values = study.next().values
-        stopped.append(values["alpha"] > 0.5)
-        study.report(number, 0, 2.0 + (3.0 if stopped[-1] else bowl(values)))
-        if not stopped[-1]:
-            study.report(number, 1, bowl(values))
-        study.finish(number, Outcome.PRUNED if stopped[-1] else Outcome.COMPLETE)
-    assert sum(stopped[:12]) >= 4
-    assert sum(stopped[-16:]) <= 4
-
-
-@pytest.mark.parametrize("sampler", MODELS)
-def test_it_gets_nearer_to_the_best_and_nearer_than_chance(tmp_path: Path, sampler: str) -> None:
-    trials = 240 if sampler.startswith("nsga") else 60  # generations take their time
-
-    def late(name: str, folder: Path) -> float:
-        values = [bowl(values) for values in run(make(folder, name), trials)][-20:]
-        return sorted(values)[len(values) // 2]
-
-    assert late(sampler, tmp_path / "model") < 0.5 * late("random", tmp_path / "random")
-
-
-@pytest.mark.parametrize("sampler", SEVERAL)
-def test_several_metrics_are_optimised_at_once(tmp_path: Path, sampler: str) -> None:
-    study = make(tmp_path, sampler, goals=["minimize", "maximize"])
-    for number in range(14):
-        values = study.next().values
-        study.report(number, 0, bowl(values), values["alpha"])
-        study.finish(number, Outcome.DIVERGED if values["base_lr"] > 0.05 else Outcome.COMPLETE)
-    records = study.records()
-    assert all(len(record.objectives) == 2 for record in records)
-    assert len({tuple(record.values.values()) for record in records}) == 14
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_space_of_one_point_gives_that_point(tmp_path: Path, sampler: str) -> None:
-    study = make(tmp_path, sampler, Space({"alpha": {"values": [0.5]}, "mask_ratio": {"value": 0.6}}))
-    for number in range(9):
-        assert study.next().values == {"alpha": 0.5}
-        study.report(number, 0, 1.0)
-        study.finish(number, Outcome.COMPLETE)
+class TestSeveralMetrics(SeveralMetricsContract):
+    @pytest.fixture(params=SEVERAL)
+    def sampler(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
 
 
 def test_auto_models_few_numbers_by_a_gaussian_process_and_many_trials_or_categories_by_tpe() -> None:
@@ -176,32 +60,38 @@ def test_auto_models_few_numbers_by_a_gaussian_process_and_many_trials_or_catego
     assert best_for(single, 0) == "gp"
 
 
-def test_a_trial_under_way_counts_where_the_next_one_is_suggested(tmp_path: Path) -> None:
-    """The constant liar: after trials that failed, which count for nothing, others are suggested."""
-    under_way, failed = make(tmp_path / "one", "tpe"), make(tmp_path / "other", "tpe")
-    assert run(under_way, 20) == run(failed, 20)
-    at_once = [under_way.next() for _ in range(8)]
-    one_by_one = []
-    for _ in range(8):
-        one_by_one.append(failed.next())
-        failed.finish(one_by_one[-1].number, Outcome.FAILED)
-    assert at_once[0] == one_by_one[0]
-    assert at_once != one_by_one
+@pytest.mark.parametrize("trials", [GP_TRIALS - 1, GP_TRIALS])
+def test_auto_suggests_what_gp_would_for_its_first_trials_and_what_tpe_would_later(tmp_path: Path, trials: int) -> None:
+    def next_of(sampler: str) -> Values:
+        study = study_of(tmp_path / sampler, sampler)
+        for number in range(trials):  # the same trials, whoever is asked next
+            study.enqueue(None, {"alpha": 0.1 + number / 200, "base_lr": 0.01, "mask_ratio": 0.6})
+            study.next()
+            study.report(number, 0, abs(number - 50) / 50)
+            study.finish(number, Outcome.COMPLETE)
+        return study.next().values
+
+    auto, gp, tpe = (next_of(name) for name in ("auto", "gp", "tpe"))
+    assert gp != tpe
+    assert auto == (gp if trials < GP_TRIALS else tpe)
 
 
-def test_trials_under_way_are_not_suggested_again(tmp_path: Path) -> None:
-    """The constant liar: several workers at once do not get neighbouring points."""
-    study = make(tmp_path, "tpe")
-    run(study, 20)
-    together = [study.next().values["alpha"] for _ in range(8)]
-    assert max(together) - min(together) > 0.05
-    assert len({round(alpha, 3) for alpha in together}) == 8
+def test_several_workers_at_once_are_not_given_neighbouring_points(tmp_path: Path) -> None:
+    """The constant liar of TPE: without it all of these lie within 0.07 of each other, beside the best trial."""
+    study = study_of(tmp_path, "tpe", Space({"alpha": {"min": 0.1, "max": 0.9}}), startup_trials=4)
+    for number in range(20):
+        study.enqueue(None, {"alpha": 0.1 + 0.8 * number / 20})
+        study.next()
+        study.report(number, 0, abs(number / 20 - 0.3))
+        study.finish(number, Outcome.COMPLETE)
+    together = [study.next().values["alpha"] for _ in range(24)]
+    assert max(together) - min(together) > 0.3
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_model_takes_over_after_the_startup_trials_and_not_before(tmp_path: Path, sampler: str) -> None:
     def suggested(folder: Path, sign: float) -> list[Values]:
-        study = make(folder, sampler, startup_trials=4)
+        study = study_of(folder, sampler, startup_trials=4)
         seen = []
         for number in range(5):
             seen.append(study.next().values)
@@ -215,7 +105,7 @@ def test_a_model_takes_over_after_the_startup_trials_and_not_before(tmp_path: Pa
 
 
 def test_quasi_random_points_fill_each_axis_evenly(tmp_path: Path) -> None:
-    seen = run(make(tmp_path, "qmc"), 16)
+    seen = search(study_of(tmp_path, "qmc"), 16)
     alphas = {int((values["alpha"] - 0.1) / 0.8 * 16) for values in seen}
     rates = {int((math.log10(values["base_lr"]) + 3) / 2 * 16) for values in seen}
     assert alphas == rates == set(range(16))

@@ -40,9 +40,11 @@ class Quiet:
     def warning(self, text: str) -> None: ...
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a share of one core shows nothing")
-def test_a_worker_has_as_many_threads_as_its_trial_has_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_is_reused_and_has_as_many_threads_as_its_trial_has_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     from sweep.trainable import SweepTrainable
     from sweep.tuner import run_trials
@@ -51,15 +53,18 @@ def test_a_worker_has_as_many_threads_as_its_trial_has_cores(tmp_path: Path, mon
         def step(self) -> dict[str, Any]:
             import torch
 
-            seen = [torch.get_num_threads(), int(os.environ["OMP_NUM_THREADS"]), decoding_threads()]
+            seen = [os.getpid(), torch.get_num_threads(), int(os.environ["OMP_NUM_THREADS"]), decoding_threads()]
             Path(self._job.folder.parent / f"{self._job.trial}.json").write_text(json.dumps(seen))
             return super().step()
 
-    spec = tiny_spec(run_cap=1, resources={"cpu": 2})
+    wandb, resources = {"mode": "disabled"}, {"cpu": 2, "max_concurrent": 1}
+    spec = tiny_spec(run_cap=3, wandb=wandb, resources=resources)
     folder = ResultsFolder(tmp_path / "results")
     folder.open(spec, resume=False)
     (folder.path / "trials").mkdir()
     study = SweepStudy(folder.path, spec.name, spec.space)
-    assert not run_trials(spec, folder, study, "uid", 1, Quiet(), trainable=Telling)
+    assert not run_trials(spec, folder, study, "uid", 3, Quiet(), trainable=Telling)
     folder.close()
-    assert json.loads((folder.path / "trials/0000.json").read_text()) == [2, 2, 2]
+    seen = [json.loads((folder.path / f"trials/000{number}.json").read_text()) for number in range(3)]
+    assert [threads for _, *threads in seen] == [[2, 2, 2]] * 3
+    assert len({pid for pid, *_ in seen}) == 1
