@@ -67,7 +67,9 @@ class TestWandbOffline(SinkContract):
         def read() -> Kept:
             rows = read_history(tmp_path)
             batch = [row for row in rows if "batch/iteration" in row]
-            summary = {name: value for name, value in read_summary(tmp_path)["summary"].items() if name.startswith("summary/")}
+            summary = {
+                name: value for name, value in read_summary(tmp_path)["summary"].items() if name.startswith("summary/")
+            }
             return Kept(batch, [row for row in rows if "epoch" in row], summary)
 
         return read
