@@ -72,9 +72,10 @@ def read_list(path: Path = LIST) -> list[Mutant]:
 
 
 def _exists(test: str, root: Path) -> bool:
-    file, _, function = test.partition("::")
+    file, _, name = test.partition("::")  # of a function, or of a class as those that run a contract
     path = root / file
-    return path.is_file() and (not function or f"def {function}(" in path.read_text(encoding="utf-8"))
+    source = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.is_file() and (not name or f"def {name}(" in source or f"class {name}(" in source)
 
 
 @dataclass(frozen=True)
