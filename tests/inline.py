@@ -229,15 +229,20 @@ class Ran:
     engine: Inline
 
 
-def sweep(spec: Path, results: Path, *options: str, engine: Inline | None = None) -> Ran:
-    """`python -m sweep.run SPEC --results RESULTS OPTIONS` in this process."""
-    from sweep.run import (
-        main,  # it imports neither Ray nor torch; whoever only reads this module's names waits for less
-    )
+def run_inline(spec: Path, results: Path, *options: str, engine: Inline | None = None) -> int:
+    """`python -m sweep.run SPEC --results RESULTS OPTIONS` in this process; returns the exit code."""
+    # it imports neither Ray nor torch; whoever only reads this module's names waits for less
+    from sweep.run import main
 
-    out, err = io.StringIO(), io.StringIO()
-    with inline_runner(engine) as used, redirect_stdout(out), redirect_stderr(err):
-        code = main([str(spec), "--results", str(results), *options])
+    with inline_runner(engine):
+        return main([str(spec), "--results", str(results), *options])
+
+
+def sweep(spec: Path, results: Path, *options: str, engine: Inline | None = None) -> Ran:
+    """`run_inline` with all that it left."""
+    out, err, used = io.StringIO(), io.StringIO(), engine or Inline()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run_inline(spec, results, *options, engine=used)
     return Ran(code, out.getvalue(), err.getvalue(), used)
 
 
