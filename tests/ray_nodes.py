@@ -2,6 +2,8 @@
 
 `with RayNodes(head={"num_cpus": 1}, ...) as nodes` starts a cluster; nodes are added, and killed as by a power cut.
 Several nodes share the address 127.0.0.1, as in Ray's own tests; what tells them apart is their id.
+
+`Gate` stops each worker in the middle of its first trial, until `RayNodes.let_go`: a test has all the time it needs.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +26,53 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 240
+TRIAL = "Trainable"  # in the title of a worker that has a trial
+# of every Python process of the nodes: a worker prints something when it takes its first trial, and stops itself when
+# it looks for the third time whether the trial is still its own: that is behind the first epoch
+SITE = """
+import os, signal, sys
+looks = 0
+def see(event, arguments):
+    global looks
+    if event == "import" and arguments[0] == "sweep.trial":
+        print("NOISE of a worker,", os.environ.get("FROM_RUNTIME_ENV"))
+        print("NOISE of a worker to stderr", file=sys.stderr)
+    elif event == "open" and str(arguments[0]).endswith("/.owner") and os.path.exists(os.environ["GATE"]):
+        looks += 1
+        if looks == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+if any("default_worker" in word for word in sys.orig_argv):
+    sys.addaudithook(see)
+"""
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's word for: this machine is in no network
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    give_up = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < give_up, f"waited {LIMIT_S} s for {what}"
+        time.sleep(0.1)
+
+
+class Gate:
+    """Where workers stop themselves. `environment` is for the nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "sitecustomize.py").write_text(SITE)
+        self._file = folder / "shut"
+        self.environment = {"PYTHONPATH": str(folder), "GATE": str(self._file)}
+
+    def shut(self) -> None:
+        self._file.touch()
+
+    def open(self) -> None:
+        """For those that come; those that stand there go on by `RayNodes.let_go`."""
+        self._file.unlink()
 
 
 @dataclass
@@ -43,14 +89,23 @@ class RayNode:
             return [parent, *parent.children(recursive=True)]
         return []
 
+    def trials(self) -> list[psutil.Process]:
+        """Workers that have a trial."""
+        found = []
+        for process in self.family():
+            with suppress(psutil.Error):
+                if TRIAL in "".join(process.cmdline()[:1]):
+                    found.append(process)
+        return found
+
     def kill(self) -> None:
         """SIGKILL to all at once: nothing of it says goodbye."""
         family = self.family()
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(family, timeout=30)
-        self.process.wait(timeout=30)
+        psutil.wait_procs(family, timeout=LIMIT_S)
+        self.process.wait(timeout=LIMIT_S)
 
 
 @dataclass
@@ -107,6 +162,24 @@ class RayNodes:
     def family(self) -> list[psutil.Process]:
         """All processes of all nodes."""
         return [member for node in self.nodes for member in node.family()]
+
+    def trials(self) -> list[psutil.Process]:
+        """Workers of all nodes that have a trial."""
+        return [worker for node in self.nodes for worker in node.trials()]
+
+    def at_gate(self) -> list[psutil.Process]:
+        """Those of them that have stopped themselves."""
+        found = []
+        for worker in self.trials():
+            with suppress(psutil.Error):
+                if worker.status() == psutil.STATUS_STOPPED:
+                    found.append(worker)
+        return found
+
+    def let_go(self) -> None:
+        """Those at the gate go on."""
+        for worker in self.at_gate():
+            worker.send_signal(signal.SIGCONT)
 
     def _start(
         self,

@@ -1,10 +1,14 @@
-"""Sweeps on a Ray cluster: real nodes on this machine, on loopback. One is killed, one added, one not fit."""
+"""Sweeps on a Ray cluster: real nodes on this machine, on loopback. One is killed, one added, one not fit.
+
+Workers of trials stop themselves at a gate (tests/ray_nodes.py), so that nothing that is done to them comes too late.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,58 +24,60 @@ from model.errors import ConfigError
 from sweep import cluster, submit
 from sweep.run import main
 from sweep.wait_for_nodes import main as wait_for_nodes
-from tests.faults import SWEEP_S, driver, rows_of, write_spec
-from tests.ray_nodes import RayNodes
+from tests.faults import SWEEP_S, driver, rows_of, table_of, write_spec
+from tests.inline import run_inline
+from tests.ray_nodes import Gate, RayNodes, wait_for
 from tests.sweeping import TINY_TRAINER
-from tests.test_run import LIMIT_S, sweep, table, wait_for
 
-slow = pytest.mark.slow
-pytestmark = pytest.mark.timeout(900)  # the first test of a worker also waits for what all share
+pytestmark = pytest.mark.xdist_group("cluster")  # they share one
 ROOT = Path(__file__).resolve().parents[1]
-TRIAL = "Trainable"  # in the title of a worker that has a trial
 # what a trial is given depends on its number alone, so that a disturbed sweep has the rows of an undisturbed one
 CONTENT: dict[str, Any] = {
     "method": "random",
     "run_cap": 3,
-    "trainer": {**TINY_TRAINER, "epochs": 40},
+    "trainer": {**TINY_TRAINER, "epochs": 6},
     "search": {"presets": [], "seed": 3},
 }
+Rows = dict[str, tuple[bytes, bytes]]
+HAS_DASHBOARD = util.find_spec("aiohttp_cors") is not None  # of the extra `cluster`
 
 
 @pytest.fixture(scope="module")
 def client_port() -> int:
     """Where the head's Ray Client listens."""
+    return free_port()
+
+
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
         return port
 
 
 @pytest.fixture(scope="module")
-def nodes(client_port: int) -> Iterator[RayNodes]:
-    """Three nodes with a core each. Tests leave three behind."""
-    with RayNodes({"ray_client_server_port": client_port}, [{}, {}]) as running:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    return Gate(tmp_path_factory.mktemp("gate"))
+
+
+@pytest.fixture(scope="module")
+def nodes(client_port: int, gate: Gate) -> Iterator[RayNodes]:
+    """Three nodes with a core each, and a dashboard where there is one. Tests leave three behind."""
+    head: dict[str, Any] = {"ray_client_server_port": client_port}
+    if HAS_DASHBOARD:
+        head |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+        head |= {"dashboard_agent_listen_port": free_port()}  # else another Ray here may have the agent's port
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with RayNodes(head, [{}, {}], environment={**gate.environment, "PATH": path}) as running:
+        assert wait_for_nodes([running.address, "3"]) == 0
         yield running
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, bytes]]:
-    """Rows of the sweep on a Ray of its own."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """Rows of the sweep where nothing disturbs it."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = sweep(write_spec(folder, **CONTENT), folder / "results")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert run_inline(write_spec(folder, **CONTENT), folder / "results") == 0
     return rows_of(folder / "results")
-
-
-def trials_on(nodes: RayNodes) -> list[psutil.Process]:
-    """Workers that have a trial."""
-    found = []
-    for process in nodes.family():
-        try:
-            if TRIAL in "".join(process.cmdline()[:1]):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def listening(processes: list[psutil.Process]) -> set[str]:
@@ -86,25 +92,29 @@ def listening(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+
+
+def listening_beyond_loopback(processes: list[psutil.Process]) -> set[str]:
+    found = listening(processes)
+    assert found, "something listens"
+    return {name for name in found if name.rpartition(" ")[2] not in LOOPBACK}
+
+
 # --- a Ray of our own ----------------------------------------------------------------------------------------------
 
 
-@slow
-def test_nothing_that_a_sweep_starts_listens_beyond_loopback_and_strangers_need_a_token(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, **CONTENT | {"run_cap": 1, "trainer": {**TINY_TRAINER, "epochs": 5000}})
-    with driver(spec, tmp_path / "results") as started:
-        started.until_epoch("0000", 2)
-        family = [psutil.Process(started.process.pid), *started.below()]
-        found = listening(family)
+@pytest.mark.ray
+def test_a_ray_of_our_own_listens_on_loopback_only_and_strangers_need_a_token() -> None:
+    with cluster.named("local"), cluster.ray_cluster():
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
         (gcs,) = [process for process in family if process.name() == "gcs_server"]
+        assert "raylet" in {process.name() for process in family}
+        assert listening_beyond_loopback(family) == set()
         port = next(s.laddr.port for s in gcs.net_connections(kind="tcp") if s.status == psutil.CONN_LISTEN)
         ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"127.0.0.1:{port}"]
         stranger = os.environ | {"RAY_AUTH_MODE": "disabled", cluster.IN_NO_NETWORK: "0"}
-        answer = subprocess.run(ask, env=stranger, capture_output=True, text=True, timeout=60, check=False)
-        started.process.send_signal(signal.SIGINT)
-        assert started.ended(60) == 130, started.printed
-    assert {name.partition(" ")[0] for name in found} >= {"gcs_server", "raylet"}
-    assert {name for name in found if name.rpartition(" ")[2] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")} == set()
+        answer = subprocess.run(ask, env=stranger, capture_output=True, text=True, check=False)
     assert answer.returncode != 0
     assert "AuthenticationError" in answer.stderr
 
@@ -112,77 +122,53 @@ def test_nothing_that_a_sweep_starts_listens_beyond_loopback_and_strangers_need_
 # --- a cluster -----------------------------------------------------------------------------------------------------
 
 
-@slow
-def test_a_node_is_killed_and_one_added_and_the_sweep_ends_with_the_rows_of_an_undisturbed_one(
-    tmp_path: Path, nodes: RayNodes, undisturbed: dict[str, tuple[bytes, bytes]]
+@pytest.mark.ray
+def test_an_added_node_takes_the_trial_of_a_killed_one_and_all_rows_are_those_of_an_undisturbed_sweep(
+    tmp_path: Path, nodes: RayNodes, gate: Gate, client_port: int, undisturbed: Rows
 ) -> None:
     results = tmp_path / "results"
-    assert wait_for_nodes([nodes.address, "3"]) == 0
-    with driver(write_spec(tmp_path, **CONTENT), results, "--address", nodes.address) as started:
-        started.until(lambda: len(trials_on(nodes)) >= 2, "two trials run")
-        started.until_rows(18)
-        busy = [node for node in nodes.nodes[1:] if any(p in node.family() for p in trials_on(nodes))]
-        assert busy, "a node beside the head has a trial"
-        nodes.nodes.remove(busy[0])
-        busy[0].kill()
-        nodes.add()
+    gate.shut()
+    # the cluster is found by its Ray Client, and joined directly
+    with driver(write_spec(tmp_path, **CONTENT), results, "--address", f"ray://127.0.0.1:{client_port}") as started:
+        started.until(lambda: len(nodes.at_gate()) == 3, "each node has a trial, past its first epoch")
+        assert listening_beyond_loopback([*nodes.family(), *started.below()]) == set()
+        gate.open()
+        nodes.nodes.pop().kill()
+        added = nodes.add()
+        started.until(lambda: bool(added.trials()), "the added node has a trial: the others have no room")
+        # a node's workers are below its raylet, and that one says its id
+        (raylet,) = [process for process in added.family() if process.name() == "raylet"]
+        assert any(added.about["node_id"] in word for word in raylet.cmdline())
+        nodes.let_go()
         assert started.ended(SWEEP_S) == 0, started.printed
         printed = started.printed
     assert f"joined the Ray cluster {nodes.address}: 3 nodes, 3 CPU, 0 GPU" in printed
     assert "Traceback" not in printed
-    assert [row["state"] for row in table(results)] == ["complete"] * 3
+    assert "NOISE" not in printed
+    kept = "".join(file.read_text() for file in (results / "logs").glob("ray-*/worker-*"))
+    assert "NOISE of a worker, " in kept
+    assert "NOISE of a worker to stderr" in kept
+    assert [row["state"] for row in table_of(results)] == ["complete"] * 3
     assert rows_of(results) == undisturbed
     assert wait_for_nodes([nodes.address, "3"]) == 0, "the cluster goes on"
-    wait_for(lambda: not trials_on(nodes), "the sweep's workers have ended")
+    wait_for(lambda: not nodes.trials(), "the sweep's workers have ended")
 
 
-@slow
-def test_a_signal_to_the_driver_ends_the_trials_and_leaves_the_cluster(
-    tmp_path: Path, nodes: RayNodes, client_port: int, undisturbed: dict[str, tuple[bytes, bytes]]
-) -> None:
-    results, spec = tmp_path / "results", write_spec(tmp_path, **CONTENT)
-    # as a scheduler would start it, each time; the cluster is found by its Ray Client, and joined directly
-    again = ["--address", f"ray://127.0.0.1:{client_port}", "--resume-or-start"]
-    with driver(spec, results, *again) as started:
-        started.until_rows(18)
-        started.process.send_signal(signal.SIGTERM)
-        assert started.ended(60) == 130, started.printed
-        assert "--resume" in started.printed
-    wait_for(lambda: not trials_on(nodes), "the sweep's workers have ended")
-    assert wait_for_nodes([nodes.address, "3", "--limit", "0"]) == 0
-    assert list((results / "trials").glob("*/checkpoint/last.pt")), "a trial left a checkpoint"
-    done = sweep(spec, results, *again)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert rows_of(results) == undisturbed
-
-
-@slow
-def test_when_the_head_of_a_cluster_is_gone_the_driver_says_so_and_ends(tmp_path: Path) -> None:
-    content = CONTENT | {"run_cap": 1, "trainer": {**TINY_TRAINER, "epochs": 5000}}
-    with (
-        RayNodes({"num_cpus": 1}) as alone,
-        driver(write_spec(tmp_path, **content), tmp_path / "results", "--address", alone.address) as started,
-    ):
-        started.until_epoch("0000", 2)
-        (gcs,) = [process for process in alone.family() if process.name() == "gcs_server"]
-        gcs.kill()
-        assert started.ended() == 3, started.printed
-        printed = started.printed
-    assert f"the head of the Ray cluster, {alone.nodes[0].about['address']}, does not answer; waiting 50 s" in printed
-    assert "is gone; all that finished is kept; go on with the same command and --resume" in printed
-    assert "Traceback" not in printed
-
-
-def may_mount() -> bool:
-    if shutil.which("unshare") is None:
-        return False
+def why_no_mount() -> str:
+    """What a node with other disks lacks here; nothing where it lacks nothing."""
+    for program, package in (("unshare", "util-linux"), ("mount", "mount")):
+        if shutil.which(program) is None:
+            return f"a node with other disks needs `{program}`, of the package {package}"
     command = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    may = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return "" if may else "a node with other disks needs the right to mount in a namespace of its own (CAP_SYS_ADMIN)"
 
 
-@slow
-@pytest.mark.skipif(not may_mount(), reason="a node with other disks needs a mount namespace")
-def test_a_node_that_is_not_fit_is_named_with_all_its_faults_before_a_trial_starts(tmp_path: Path) -> None:
+@pytest.mark.ray
+@pytest.mark.skipif(bool(why_no_mount()), reason=why_no_mount())
+def test_a_node_that_is_not_fit_is_named_with_all_its_faults_before_a_trial_starts(
+    tmp_path: Path, nodes: RayNodes, capsys: pytest.CaptureFixture[str]
+) -> None:
     shared, packages, elsewhere = tmp_path / "shared", tmp_path / "packages", tmp_path / "spec"
     for folder in (shared / "frames/press", packages / "timm-9.9.9.dist-info", elsewhere):
         folder.mkdir(parents=True)
@@ -192,18 +178,23 @@ def test_a_node_that_is_not_fit_is_named_with_all_its_faults_before_a_trial_star
     data.pop("synthetic")
     spec = write_spec(elsewhere, **CONTENT | {"trainer": {**TINY_TRAINER, "data": data}, "wandb": {"mode": "auto"}})
     hides = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {shared} && exec "$@"', "sh"]
-    with RayNodes({"num_cpus": 0}) as nodes:
-        nodes.add(prefix=hides, environment={"PYTHONPATH": str(packages), "WANDB_MODE": "disabled"})
-        assert wait_for_nodes([nodes.address, "2"]) == 0
-        done = sweep(spec, shared / "results", "--address", nodes.address)
-        assert not trials_on(nodes)
-    assert done.returncode == 2, done.stdout
-    assert f"the results folder {shared / 'results'} is not the same there" in done.stderr
-    assert f"{shared / 'frames'} does not exist" in done.stderr
-    assert "timm is 9.9.9 there and " in done.stderr
-    assert done.stderr.count("node ") >= 3
-    assert "W&B is disabled there and" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    unfit = nodes.add(prefix=hides, environment={"PYTHONPATH": str(packages), "WANDB_MODE": "disabled"})
+    try:
+        assert wait_for_nodes([nodes.address, "4"]) == 0
+        capsys.readouterr()
+        code = main([str(spec), "--results", str(shared / "results"), "--address", nodes.address])
+        printed = capsys.readouterr()
+        assert not nodes.trials()
+    finally:
+        nodes.nodes.remove(unfit)
+        unfit.kill()
+    assert code == 2, printed.out
+    assert f"the results folder {shared / 'results'} is not the same there" in printed.err
+    assert f"{shared / 'frames'} does not exist" in printed.err
+    assert "timm is 9.9.9 there and " in printed.err
+    assert printed.err.count("node ") >= 3
+    assert "W&B is disabled there and" in printed.out
+    assert "Traceback" not in printed.out + printed.err
     assert [file.name for file in (shared / "results").iterdir() if file.name != ".driver.lock"] == []
 
 
@@ -219,7 +210,6 @@ def make_frames(root: Path) -> None:
 
 # --- a job ---------------------------------------------------------------------------------------------------------
 
-HAS_DASHBOARD = util.find_spec("aiohttp_cors") is not None
 # finds what this process runs with, and installs nothing
 PYTHON = f"""#!/bin/bash
 case "$*" in
@@ -230,43 +220,76 @@ esac
 """
 
 
-@slow
-@pytest.mark.skipif(not HAS_DASHBOARD, reason="jobs need ray[default]")
-def test_a_job_runs_the_sweep_without_a_checkout_and_its_exit_code_comes_back(tmp_path: Path) -> None:
-    (tmp_path / "env/bin").mkdir(parents=True)
-    python = tmp_path / "env/bin/python"
+@pytest.mark.ray
+@pytest.mark.skipif(not HAS_DASHBOARD, reason="jobs need ray[default]: pip install -e '.[cluster]'")
+def test_a_job_runs_without_a_checkout_is_stopped_in_order_and_ends_with_the_sweeps_exit_code(
+    tmp_path: Path, nodes: RayNodes, gate: Gate, undisturbed: Rows
+) -> None:
+    environment, key = job_environment(tmp_path), "5ecre7" * 6 + "abcd"
+    environment["WANDB_API_KEY"] = key
+    spec, results = write_spec(tmp_path, **CONTENT), tmp_path / "results"
+    (tmp_path / "env.yaml").write_text("env_vars: {FROM_RUNTIME_ENV: arrived}")
+    address = f"http://{nodes.nodes[0].about['dashboard']}"
+    words = ["bash", str(ROOT / "scripts/submit.sh"), str(spec), "--address", address, "--results", str(results)]
+    words += ["--runtime-env", "env.yaml", "--verbose"]
+    output = tmp_path / "output"
+
+    def send(*options: str) -> subprocess.Popen[bytes]:
+        with output.open("wb") as file:
+            return subprocess.Popen([*words, *options], cwd=tmp_path, env=environment, stdout=file, stderr=file)
+
+    gate.shut()
+    with send() as first:
+        wait_for(lambda: first.poll() is not None or len(nodes.at_gate()) == 3, "three trials under way")
+        assert first.poll() is None, output.read_text()
+        assert key not in "".join(map(words_of, nodes.family()))
+        gate.open()
+        stop = re.search(r"stop it: +ray (job stop sweep-.*)", output.read_text())
+        assert stop is not None
+        ray_job_stop = [sys.executable, "-m", "ray.scripts.scripts", *shlex.split(stop[1])]
+        with subprocess.Popen(ray_job_stop, env=environment | {"RAY_AUTH_MODE": "token"}) as stopping:
+            wait_for(lambda: (results / ".stop").exists(), "the trials were asked to stop")
+            nodes.let_go()
+        assert stopping.returncode == 0
+    printed = output.read_text()
+    assert first.returncode == 1, printed
+    assert "is STOPPED" in printed
+    assert "stopping: trials write their checkpoints" in printed
+    assert "NOISE of a worker, arrived" in printed, "the trials have the job's environment"
+    assert key not in printed
+    assert len(list((results / "trials").glob("*/checkpoint/last.pt"))) == 3
+    assert not list((results / "trials").glob("*/summary.json"))
+    wait_for(lambda: not nodes.trials(), "the sweep's workers have ended")
+    assert wait_for_nodes([nodes.address, "3", "--limit", "0"]) == 0
+    assert send().wait() == 2, output.read_text()
+    assert "holds this sweep already" in output.read_text()
+    assert send("--resume").wait() == 0, output.read_text()
+    assert "best trial: 000" in output.read_text()
+    assert rows_of(results) == undisturbed
+    found = [file for file in results.rglob("*") if file.is_file() and key.encode() in file.read_bytes()]
+    assert found == []
+
+
+def job_environment(folder: Path) -> dict[str, str]:
+    """In which scripts/submit.sh finds what this process runs with."""
+    (folder / "env/bin").mkdir(parents=True)
+    python = folder / "env/bin/python"
     python.write_text(PYTHON)
     python.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name != "CONDA_PREFIX"}
-    environment |= {"VIRTUAL_ENV": str(tmp_path / "env"), "PATH": f"{python.parent}:{environment['PATH']}"}
-    environment |= {"WANDB_API_KEY": "5ecre7" * 6 + "abcd", "PYTHONPATH": str(ROOT)}
-    spec, results = write_spec(tmp_path, run_cap=1), tmp_path / "results"
-    with socket.create_server(("127.0.0.1", 0)) as free:  # else another Ray here may have the agent's port
-        agent = free.getsockname()[1]
-    head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0, "num_cpus": 1}
-    head |= {"dashboard_agent_listen_port": agent}
-    clean = {"PYTHONPATH": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with RayNodes(head, environment=clean) as nodes:
-        address = f"http://{nodes.nodes[0].about['dashboard']}"
-        submitted = ["bash", str(ROOT / "scripts/submit.sh"), str(spec), "--address", address]
-        submitted += ["--results", str(results)]
+    return environment | {
+        "VIRTUAL_ENV": str(folder / "env"),
+        "PATH": f"{python.parent}:{environment['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
 
-        def send(*options: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [*submitted, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT_S
-            )
 
-        done = send()
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "best trial: 0000" in done.stdout
-        assert "stop it:   ray job stop sweep-" in done.stdout
-        assert [row["state"] for row in table(results)] == ["complete"]
-        again = send()
-        assert again.returncode == 2, again.stdout + again.stderr
-        assert "holds this sweep already" in again.stdout
-        assert environment["WANDB_API_KEY"] not in done.stdout + again.stdout
-        beyond = {name for name in listening(nodes.family()) if "127.0.0.1" not in name}
-        assert beyond == set()
+def words_of(process: psutil.Process) -> str:
+    """The command and the environment of a process."""
+    try:
+        return " ".join([*process.cmdline(), *process.environ().values()])
+    except psutil.Error:
+        return ""
 
 
 BAD_JOBS: dict[str, tuple[list[str], str]] = {
@@ -335,7 +358,6 @@ def test_an_address_of_another_form_is_refused_with_what_would_do(
     assert not results.exists()
 
 
-@slow
 def test_where_no_cluster_is_the_error_says_so_soon_and_the_folder_stays_free(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,7 +367,7 @@ def test_where_no_cluster_is_the_error_says_so_soon_and_the_folder_stays_free(
     assert main([*arguments, "--dry-run", "--no-measure"]) == 0
 
 
-@slow
+@pytest.mark.ray
 def test_a_wrong_token_and_a_wrong_port_are_told_apart(nodes: RayNodes, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusal(address: str) -> str:
         with cluster.named(address), pytest.raises(ConfigError) as caught, cluster.ray_cluster():
@@ -368,6 +390,7 @@ sys.exit("RuntimeError: " + {said!r}) if len(tried.read_text()) <= {times} else 
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("times", "found"), [(2, True), (9, False)])
 def test_a_busy_head_whose_ray_client_is_too_slow_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, found: bool

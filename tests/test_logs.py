@@ -1,8 +1,7 @@
-"""What Ray and its workers print: in RESULTS/logs, and on the terminal only with --verbose."""
+"""What Ray and its workers print goes to RESULTS/logs; tests/test_cluster.py has workers that print."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +9,7 @@ from pathlib import Path
 import pytest
 
 from sweep.logs import Logs
-from tests.test_run import LIMIT_S, command, write_spec
 
-# of every Python process: Ray's workers say something, by both streams, when they take their first trial
-SITE = """
-import sys
-def say(event, arguments):
-    if event == "import" and arguments[0] == "sweep.trial":
-        print("NOISE of a worker")
-        print("NOISE of a worker, to stderr", file=sys.stderr)
-if any("default_worker" in word for word in sys.orig_argv):
-    sys.addaudithook(say)
-"""
 # a driver in which a C++ library, Ray's logger and the driver itself say something
 DRIVER = """
 import logging, os, sys
@@ -46,11 +34,12 @@ os.write(2, b"C++ afterwards\\n")
 
 def drive(results: Path, *options: str) -> str:
     arguments = [sys.executable, "-c", DRIVER, str(results), *options]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert done.stdout == ""
     return done.stderr
 
 
+@pytest.mark.process
 def test_what_libraries_of_the_driver_print_is_in_a_file_and_our_own_words_come_through(tmp_path: Path) -> None:
     lines = drive(tmp_path).splitlines()
     assert lines[:2] == ["our own word, first", "our own word, second"]
@@ -59,11 +48,13 @@ def test_what_libraries_of_the_driver_print_is_in_a_file_and_our_own_words_come_
     assert kept == [f"NOISE of {who}, {session}" for session in ("first", "second") for who in ("C++", "a logger")]
 
 
+@pytest.mark.process
 def test_verbose_lets_all_of_it_through(tmp_path: Path) -> None:
     assert drive(tmp_path, "verbose").count("NOISE") == 4
     assert not (tmp_path / "logs/driver.log").exists()
 
 
+@pytest.mark.process
 def test_a_folder_that_takes_no_logs_fails_nothing(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where the folder should be")
     assert drive(tmp_path).count("our own word") == 2
@@ -104,25 +95,3 @@ def test_the_link_of_a_driver_that_was_killed_is_replaced(tmp_path: Path) -> Non
         logs = Logs(tmp_path)
         logs.follow(tmp_path / name)
     assert (tmp_path / "logs/ray").readlink() == tmp_path / "here"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("verbose", [False, True])
-def test_what_a_worker_prints_is_on_the_terminal_only_with_verbose(tmp_path: Path, verbose: bool) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(SITE)
-    spec = write_spec(tmp_path, run_cap=1, search={"startup_trials": 1})
-    options = [*(["--verbose"] if verbose else []), "--set", "trainer.epochs=1"]
-    done = subprocess.run(
-        command(spec, tmp_path / "results", *options),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ("NOISE" in done.stdout + done.stderr) == verbose
-    kept = "".join(file.read_text() for file in (tmp_path / "results/logs").glob("ray-*/worker-*"))
-    assert "NOISE of a worker\n" in kept
-    assert "NOISE of a worker, to stderr\n" in kept
