@@ -25,7 +25,7 @@ from sweep import cluster, submit
 from sweep.run import main
 from sweep.wait_for_nodes import main as wait_for_nodes
 from tests.faults import SWEEP_S, driver, rows_of, table_of, write_spec
-from tests.inline import run_inline
+from tests.inline import sweep
 from tests.ray_nodes import Gate, RayNodes, wait_for
 from tests.sweeping import TINY_TRAINER
 
@@ -76,7 +76,7 @@ def nodes(client_port: int, gate: Gate) -> Iterator[RayNodes]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """Rows of the sweep where nothing disturbs it."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert run_inline(write_spec(folder, **CONTENT), folder / "results") == 0
+    assert sweep(write_spec(folder, **CONTENT), folder / "results").code == 0
     return rows_of(folder / "results")
 
 

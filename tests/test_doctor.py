@@ -28,7 +28,7 @@ from sweep.spec import SweepSpec, load_spec
 from sweep.study import JOURNAL, Record, SweepStudy
 from sweep.trial_table import TrialTable
 from sweep.wandb_files import whole_records
-from tests.inline import Inline, run_inline
+from tests.inline import Inline, sweep
 from tests.sweeping import TINY_TRAINER, tiny_content
 
 pytestmark = pytest.mark.xdist_group("doctor")  # they share a sweep
@@ -44,7 +44,8 @@ def write_spec(folder: Path, **changes: Any) -> Path:
 
 
 def run_whole(folder: Path, **changes: Any) -> Path:
-    assert run_inline(write_spec(folder, **changes), folder / "results") == 0
+    ran = sweep(write_spec(folder, **changes), folder / "results")
+    assert ran.code == 0, ran.out + ran.err
     return folder / "results"
 
 
@@ -533,14 +534,14 @@ def killed(tmp_path: Path) -> Path:
 
     if (child := os.fork()) == 0:
         try:
-            run_inline(spec, tmp_path / "results", engine=Inline(before_epoch=before_epoch))
+            sweep(spec, tmp_path / "results", engine=Inline(before_epoch=before_epoch))
         finally:
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     return tmp_path / "results"
 
 
-def test_a_resumed_sweep_mends_first_says_so_and_ends_complete(doctor, killed, capsys):
+def test_a_resumed_sweep_mends_first_says_so_and_ends_complete(doctor, killed):
     folder = killed / "trials" / "0001"
     finished = {path.name: path.read_bytes() for path in (killed / "trials" / "0000").glob("*.csv")}
     with (folder / "batch.csv").open("ab") as file:
@@ -550,15 +551,15 @@ def test_a_resumed_sweep_mends_first_says_so_and_ends_complete(doctor, killed, c
     (killed / "trials.csv").unlink(missing_ok=True)
     (killed / "trials" / "0000" / "summary.json").write_text("{")
     assert "trial 0001: under way when it was interrupted; --resume goes on with it" in doctor(killed)[1]
-    assert run_inline(killed.parent / "tiny.yaml", killed, "--resume") == 0
-    printed = capsys.readouterr().out
+    ran = sweep(killed.parent / "tiny.yaml", killed, "--resume")
+    assert ran.code == 0, ran.out + ran.err
     for said in (
         "mended study.journal: its last line is half written",
         "mended trial 0001: batch.csv: its last row is half written",
         "mended trial 0000: summary.json is damaged",
         "what was damaged is kept in",
     ):
-        assert said in printed
+        assert said in ran.out
     assert {path.name: path.read_bytes() for path in (killed / "trials" / "0000").glob("*.csv")} == finished
     for trial in ("0000", "0001", "0002"):
         batches = read_csv(killed / "trials" / trial / "batch.csv")

@@ -35,7 +35,7 @@ from sweep.remote_lock import LOCK, DriverLock
 from sweep.run import main
 from sweep.study import JOURNAL, Record
 from sweep.sweep_mirror import SweepMirror
-from tests.inline import Inline, inline_runner, run_inline
+from tests.inline import Inline, inline_runner, looking_at_each_update, sweep
 from tests.sweeping import TINY_TRAINER, tiny_content
 
 pytestmark = pytest.mark.xdist_group("remote")  # they share the store, and the rows to expect
@@ -135,7 +135,7 @@ def states_at(store: Store) -> list[str]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """The rows of the sweep SERIAL in a folder, where nothing disturbs it."""
     folder = tmp_path_factory.mktemp("expected")
-    assert run_inline(write_spec(folder, **SERIAL), folder / "results") == 0
+    assert sweep(write_spec(folder, **SERIAL), folder / "results").code == 0
     return rows_in(folder / "results")
 
 
@@ -232,12 +232,12 @@ def test_a_store_that_is_gone_for_a_while_stops_no_trial_and_gets_all_of_it_by_r
 
 
 def test_an_interrupted_sweep_leaves_its_checkpoint_at_the_store_and_goes_on_elsewhere(
-    tmp_path: Path, cache: Path, url: str, monkeypatch: pytest.MonkeyPatch, expected: Rows
+    tmp_path: Path, cache: Path, url: str, expected: Rows
 ) -> None:
     spec, store = write_spec(tmp_path, **SERIAL), Store(url)
-    monkeypatch.setattr("sweep.trial.LOOK_EVERY_S", 0.0)  # whether it should stop: a trial of half a second
     ask = at_epoch("0000", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert run_inline_at(spec, url, engine=ask) == 130
+    with looking_at_each_update():
+        assert run_inline_at(spec, url, engine=ask) == 130
     assert "trials/0000/checkpoint/last.pt" in store.sizes()
     assert "trials/0000/summary.json" not in store.sizes()
     assert store.read(LOCK) is None
