@@ -118,6 +118,12 @@ def test_a_trial_reports_each_finding_once_and_an_offline_run_keeps_an_alert_of_
     assert ("trial 0000: static share (critical)", "ERROR") in alerts_of(tmp_path)
 
 
+def test_mere_information_is_reported_and_sends_no_alert(tmp_path):
+    reports = trained(job(tmp_path, **LOPSIDED | {"alpha": 0.7}))
+    assert [found for report in reports for _, found in report.findings] == ["info"]
+    assert alerts_of(tmp_path) == []
+
+
 def test_a_trial_that_diverges_says_so_before_its_record_is_closed(tmp_path):
     [report] = trained(job(tmp_path, base_lr=1e30, clip_grad=None))
     assert rules(report.findings) == [("NaN / Inf", "critical")]

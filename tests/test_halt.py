@@ -182,7 +182,7 @@ def test_a_trial_that_never_answers_is_killed_with_all_of_ray_and_the_driver_end
         signal.raise_signal(signal.SIGTERM)
         sweep.after(LAST_S)
         assert all(process.alive for process in sweep.processes)
-        with pytest.raises(Ended, match="130"):
+        with pytest.raises(Ended, match=r"^130$"):
             sweep.after(0.5)
     assert not any(process.alive for process in sweep.processes)
     assert not sweep.stop_file.exists()
@@ -223,7 +223,7 @@ def test_a_stop_file_that_cannot_be_written_stops_no_end(sweep: Sweep, capsys: p
     sweep.stop_file.mkdir()
     with sweep.running():
         sweep.halt.fail("the disk is full")
-        with pytest.raises(Ended, match="3"):
+        with pytest.raises(Ended, match=r"^3$"):
             sweep.after(LAST_S + 1)
     assert "error: the disk is full; all that finished is kept" in capsys.readouterr().err
 
@@ -256,13 +256,24 @@ def test_after_rays_death_nobody_waits_longer_than_for_the_last_trial(sweep: Swe
             sweep.halt.check()
 
 
+def test_trials_that_go_on_after_rays_death_are_ended_when_their_time_is_over(sweep: Sweep) -> None:
+    with sweep.running():
+        sweep.raylet.kill()
+        sweep.after(ASKED_S)
+        sweep.halt.check()
+        sweep.after(1)
+        assert sweep.worker.alive
+        with pytest.raises(Overdue):
+            sweep.halt.check()
+
+
 def test_a_driver_whose_ray_is_dead_and_that_does_not_get_away_from_it_ends_itself(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with sweep.running():
         sweep.raylet.kill()
         sweep.worker.kill()
-        with pytest.raises(Ended, match="3"):
+        with pytest.raises(Ended, match=r"^3$"):
             sweep.after(LAST_S - ASKED_S + 2)
     assert "error: Ray's process raylet has died" in capsys.readouterr().err
 
@@ -304,7 +315,7 @@ def test_a_head_that_is_silent_and_comes_back_costs_two_lines(sweep: Sweep) -> N
 def test_a_head_that_is_gone_ends_the_driver(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     with sweep.running(HEAD):
         sweep.head_answers = False
-        with pytest.raises(Ended, match="3"):
+        with pytest.raises(Ended, match=r"^3$"):
             sweep.after(HEAD_GONE_S + LIST_EVERY_S + 1)
     assert f"error: the head of the Ray cluster, {HEAD}, is gone" in capsys.readouterr().err
 

@@ -170,6 +170,22 @@ def test_under_ray_presets_train_to_their_end_and_none_stays_running(tmp_path: P
         assert sorted(study.intermediate_values()[record.number]) == list(range(record.epochs))
 
 
+@STOPPING
+def test_a_preset_goes_on_where_another_trial_of_the_same_values_is_stopped(tmp_path: Path, kind: str) -> None:
+    spec = spec_of(kind)
+    scheduler = make_scheduler(spec, SweepStudy(tmp_path, spec.name, spec.space))
+    for name in ("0002", "0003", "0004"):
+        good = SimpleNamespace(config={"trial": name, "preset": None})
+        for epochs in range(1, EPOCHS_OF_A_TRIAL):
+            scheduler.on_trial_result(None, good, {EPOCHS: epochs, METRIC: 0.1})
+    said = {}
+    for name, preset in (("0000", "equal-weights"), ("0005", None)):
+        bad = SimpleNamespace(config={"trial": name, "preset": preset})
+        said[preset] = {scheduler.on_trial_result(None, bad, {EPOCHS: epochs, METRIC: 0.9}) for epochs in (1, 2, 3)}
+    assert said["equal-weights"] == {CONTINUE}
+    assert STOP in said[None]
+
+
 def test_an_interrupted_trial_has_no_value_and_the_last_one_of_another_counts(tmp_path: Path) -> None:
     spec = spec_of("median", early_terminate={"type": "median", "min_iter": 1, "min_trials": 1})
     scheduler = make_scheduler(spec, SweepStudy(tmp_path, spec.name, spec.space))

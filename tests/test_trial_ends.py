@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from model.config import TrainConfig
 from sweep.blocks import WandbSettings
@@ -53,3 +54,24 @@ def test_a_trial_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
     assert again.run_epoch().epochs == 1
     assert again.run_epoch().epochs == 2
     again.close()
+
+
+def test_weights_that_broke_since_the_last_row_take_the_place_of_no_sound_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweep.trial.SAVE_EVERY_S", 0.0)  # also while the broken update is under way
+    steps = itertools.count(1)
+
+    def break_third(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        if next(steps) == 3:
+            with torch.no_grad():
+                optimiser.param_groups[0]["params"][0].fill_(torch.nan)
+
+    handle = register_optimizer_step_post_hook(break_third)
+    try:
+        assert TrialRun(job(tmp_path)).run_epoch().diverged is not None
+    finally:
+        handle.remove()
+    kept = torch.load(tmp_path / "trials/0000/checkpoint/last.pt", weights_only=True)
+    assert kept["update"] == 2
+    assert all(torch.isfinite(weight).all() for weight in kept["model"].values())

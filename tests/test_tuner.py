@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
 from model.errors import ConfigError
+from sweep.outcome import Outcome
 from sweep.resources import Resources
-from sweep.tuner import max_concurrent
+from sweep.results import ResultsFolder
+from sweep.study import SweepStudy
+from sweep.tuner import Search, max_concurrent, run_trials
+from tests.inline import Inline
+from tests.sweeping import tiny_spec
 
 
 @pytest.mark.parametrize(
@@ -35,3 +43,34 @@ def test_resources_that_no_node_has_are_an_error_that_says_what_is_there(
 ) -> None:
     with pytest.raises(ConfigError, match=r"the largest node that Ray has here offers 8 CPU and 0 GPU"):
         max_concurrent(Resources(**resources), nodes)
+
+
+class Recorder(Inline):
+    """An engine that runs nothing."""
+
+    handed: Search
+
+    def fit(self, search: Search) -> None:
+        self.handed = search
+
+
+class Nobody:
+    """A watcher who looks away."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+@pytest.mark.parametrize("search", [True, False], ids=["search", "confirmation"])
+def test_runs_of_a_confirmation_are_neither_stopped_early_nor_left_out(tmp_path: Path, search: bool) -> None:
+    spec = tiny_spec(
+        early_terminate={"type": "hyperband", "min_iter": 1}, metric={"name": "eval/loss_static", "target": 1}
+    )
+    study = SweepStudy(tmp_path, spec.name, spec.space, sampler="random")
+    number = study.next().number
+    study.report(number, 0, 0.5)
+    study.finish(number, Outcome.COMPLETE)
+    engine, watcher = Recorder(), Nobody()
+    run_trials(spec, ResultsFolder(tmp_path), study, "uid", 3, watcher, search=search, engine=engine)
+    assert (type(engine.handed.scheduler) is not FIFOScheduler) == search
+    assert (engine.handed.searcher.suggest("a") == Searcher.FINISHED) == search

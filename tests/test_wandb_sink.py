@@ -149,6 +149,24 @@ def test_nan_and_infinite_values_are_kept_and_break_nothing(
     assert warnings_of(caplog) == []
 
 
+def test_a_run_that_diverged_ends_on_nan_and_says_why(start: Callable[..., WandbSink], tmp_path: Path) -> None:
+    sink = start(mode="offline")
+    sink.log(epoch(0))
+    sink.note_divergence(["objective/value"], "loss_pred = nan at update 7")
+    sink.close(1)
+    assert [math.isnan(row["objective/value"]) for row in read_history(tmp_path)] == [False, True]
+    assert read_summary(tmp_path)["summary"]["diverged"] == "loss_pred = nan at update 7"
+
+
+def test_an_epochs_row_is_handed_over_at_once(server: WandbDouble, start: Callable[..., WandbSink]) -> None:
+    """W&B's own early termination, and who watches the page, see each epoch when it ends."""
+    sink = start()
+    for event in TWO_EPOCHS[:3]:
+        sink.log(event)
+    server.wait_until(lambda: len(server.rows("trial_1")) == 3)
+    sink.close(0)
+
+
 def test_the_run_record_names_run_group_config_step_axes_and_exit_code(
     start: Callable[..., WandbSink], tmp_path: Path
 ) -> None:
