@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from model.errors import UserError
+from model.errors import UserError, one_line
 from model.folder import LAST, PREVIOUS
 
 T = TypeVar("T")
@@ -71,9 +71,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "code, which is refused; give the checkpoint/last.pt of a run"
         ) from None
     except Exception as error:  # on damaged files torch raises whatever it stumbles over, IndexError for one
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: not a whole checkpoint of this program ({reason}); give the checkpoint/last.pt of a run"
+            f"{path}: not a whole checkpoint of this program ({one_line(error, 200)}); "
+            "give the checkpoint/last.pt of a run"
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a checkpoint of this program")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from model.errors import ConfigError, guess
+from model.errors import ConfigError, guess, one_line
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -49,7 +49,7 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where}: not valid YAML: {one_line(error)}") from None
     except (ValueError, RecursionError, OverflowError, AttributeError, LookupError, TypeError) as error:
         # PyYAML's constructors raise whatever they stumble over where a tag (!!bool) does not fit its value
         raise ConfigError(f"{where}: not valid YAML: {type(error).__name__}: {error}") from None
@@ -103,6 +103,22 @@ def validated(model: type[M], content: Any, where: str, prefix: str = "") -> M:
         raise ConfigError("\n".join(f"{where}: {fault}" for fault in dict.fromkeys(faults))) from None
     except RecursionError:
         raise ConfigError(f"{where}: a block contains itself (a YAML anchor that refers to its own block)") from None
+
+
+def field_value(content: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted name in a config's plain data. Raises LookupError or TypeError where it has none."""
+    place: Any = content
+    for part in name.split("."):
+        place = place[part]
+    return place
+
+
+def set_field(content: dict[str, Any], name: str, value: Any) -> None:
+    """Put the value of a dotted name into a config's plain data; blocks that are absent are made."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+    content[last] = value
 
 
 def field_paths(model: type[BaseModel], prefix: str = "", in_lists: bool = True) -> Iterator[str]:

@@ -18,6 +18,11 @@ class ConfigError(UserError):
     """A config, spec or command-line value is wrong."""
 
 
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """An error's message in one line, of at most so many characters; its type where it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 SYNONYMS = {  # what others call our fields
     "lr": "base_lr",
     "learning_rate": "base_lr",

@@ -31,7 +31,7 @@ from model.checkpoint import LAST, CheckpointError, load_checkpoint
 from model.config import TrainConfig
 from model.configfile import validated
 from model.data.config import TUBE_FRAMES
-from model.errors import ConfigError, UserError, guess
+from model.errors import ConfigError, UserError, guess, one_line
 from model.mae import JointTactileMAE
 from model.weight_files import METADATA
 
@@ -85,7 +85,7 @@ def read_run(path: Path) -> Run:
     try:
         model.load_state_dict(state["model"] if state.get("ema") is None else state["ema"])
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit its config ({' '.join(str(error).split())})") from None
+        raise CheckpointError(f"{path}: its weights do not fit its config ({one_line(error)})") from None
     return Run(model, config, tuple(state["normalisation"]["mean"]), tuple(state["normalisation"]["std"]))
 
 

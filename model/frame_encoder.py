@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from model.checkpoint import CheckpointError
 from model.data.config import TUBE_FRAMES
-from model.errors import ConfigError, DataError, guess
+from model.errors import ConfigError, DataError, guess, one_line
 from model.export import UNKNOWN, Description, read_run
 from model.losses import patchify
 from model.mae import JointTactileMAE
@@ -159,9 +159,9 @@ def _exported(path: Path) -> FrameEncoder:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path}: not an encoder that model.export wrote ({type(error).__name__}: {reason}); export the run again"
+            f"{path}: not an encoder that model.export wrote ({type(error).__name__}: {one_line(error)}); "
+            "export the run again"
         ) from None
     size = (arguments["img_size"][0], arguments["img_size"][1])
     return FrameEncoder(vit, size, described.mean, described.std, arguments["patch_size"])

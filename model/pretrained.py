@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.config import TrainConfig
 from model.data.config import TUBE_FRAMES
-from model.errors import ConfigError
+from model.errors import ConfigError, one_line
 from model.mae import JointTactileMAE
 from model.weight_files import Weights, in_timms_names, read_weights
 
@@ -79,9 +79,8 @@ def _from_hub(config: TrainConfig) -> Weights:
     try:
         vit = create_model(name, pretrained=True, num_classes=0, global_pool="")
     except Exception as error:  # what the hub's client raises depends on how the network fails
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"true: timm cannot get the weights of encoder.name = {name!r} ({reason}); "
+            f"true: timm cannot get the weights of encoder.name = {name!r} ({one_line(error, 200)}); "
             "without network, download them elsewhere and give the file: encoder.pretrained=FILE.safetensors"
         ) from None
     return Weights(in_timms_names(vit.state_dict(), "true"), tuple(vit.patch_embed.grid_size))

@@ -26,6 +26,7 @@ from model.data.clips import Clips, load_clips
 from model.device import pick_device, to_host
 from model.distributed import ALONE, Call, World
 from model.encoder import unknown_chance
+from model.errors import one_line
 from model.evaluate import Evaluator
 from model.features import frames_seen, held_out_rank
 from model.learner import Inputs, Learner
@@ -325,9 +326,8 @@ class Trainer:
         try:
             self._load(state)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"the checkpoint does not fit this model ({type(error).__name__}: {reason})"
+                f"the checkpoint does not fit this model ({type(error).__name__}: {one_line(error)})"
             ) from None
 
     def _load(self, state: dict[str, Any]) -> None:

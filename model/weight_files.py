@@ -23,7 +23,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from model.data.config import TUBE_FRAMES
-from model.errors import ConfigError
+from model.errors import ConfigError, one_line
 
 METADATA = "tactile_encoder"  # key of the JSON text that our export writes into a safetensors file
 
@@ -123,10 +123,10 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     except SafetensorError as error:
         raise ConfigError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
     except Exception as error:  # on damaged files torch raises whatever it stumbles over, IndexError for one
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{path}: not a checkpoint of plain tensors ({reason}). It is cut short, or a pickle of other objects, "
-            "which could run code and is not opened; where you trust it, save its state dict as safetensors"
+            f"{path}: not a checkpoint of plain tensors ({one_line(error, 200)}). It is cut short, or a pickle of "
+            "other objects, which could run code and is not opened; where you trust it, save its state dict as "
+            "safetensors"
         ) from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not a state dict")

@@ -29,6 +29,7 @@ OF_HYPERBAND = ("max_iter", "s", "eta", "strict")
 MAY_CHANGE_MIDWAY = ("alpha", "beta", "base_lr", "weight_decay")  # a trial may go on with another value of these
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Goal = Literal["minimize", "maximize"]
 Sampler = Literal["auto", "tpe", "gp", "cmaes", "random", "qmc", "nsgaii", "nsgaiii"]
 
 
@@ -38,12 +39,17 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+def sign_of(goal: Goal) -> float:
+    """1 where a smaller value is the better one, else -1: values times it are minimised."""
+    return 1.0 if goal == "minimize" else -1.0
+
+
 class MetricSettings(Block):
     """What the sweep optimises, as in W&B."""
 
     name: str = "objective/value"
     """A metric of model/metrics.py that is reported at epoch ends, or summary/best_loss."""
-    goal: Literal["minimize", "maximize"] = "minimize"
+    goal: Goal = "minimize"
     """`maximize` is right for the skill scores."""
     target: Finite | None = None
     """No new trial starts once one has reached this value."""
@@ -51,6 +57,11 @@ class MetricSettings(Block):
     """For W&B only, as the next: here a trial that failed has no value."""
     impute_while_running: Literal["latest", "best", "worst", "false", False] | None = None
     """For W&B only."""
+
+    @property
+    def sign(self) -> float:
+        """`sign_of` its goal."""
+        return sign_of(self.goal)
 
     @field_validator("name")
     @classmethod

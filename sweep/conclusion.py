@@ -183,7 +183,7 @@ def _chosen(rows: Sequence[Row], metric: MetricSettings) -> Row | None:
     shared = set.intersection(*(set(values) for values, _ in sound)) if sound else set()
     if not shared:
         return None
-    sign = 1.0 if metric.goal == "minimize" else -1.0
+    sign = metric.sign
     return min(sound, key=lambda pair: sign * math.fsum(pair[0][seed] for seed in sorted(shared)))[1]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.config import TrainConfig
-from model.configfile import load_yaml, validated
-from model.errors import ConfigError, DataError, UserError
+from model.configfile import load_yaml, set_field, validated
+from model.errors import ConfigError, DataError, UserError, one_line
 from model.sinks import Row, read_csv
 from sweep.diagnosis import Finding, diagnose
 
@@ -112,26 +113,15 @@ def _recorded(file: Path) -> Run:
     notes = [lost] if lost is not None else []
     config = None
     if is_ours(run.config):
-        content = _nested(known_fields(run.config)[0])
+        content: dict[str, Any] = {}
+        for name, value in known_fields(run.config)[0].items():
+            set_field(content, name, value)
         if follows(content):
             content["beta"] = None
         try:
             config = validated(TrainConfig, content, f"{file}: its config")
         except UserError as error:
-            notes.append(f"{' '.join(str(error).split())}; no new learning rate can be given")
+            notes.append(f"{one_line(error)}; no new learning rate can be given")
     else:
         notes.append("its config is not that of a trial of ours, so no new learning rate can be given")
     return Run(f"{run.name} ({file.parent})", history.epoch, history.batch, config, notes=tuple(notes))
-
-
-def _nested(fields: dict[str, object]) -> dict[str, object]:
-    content: dict[str, object] = {}
-    for name, value in fields.items():
-        *parents, last = name.split(".")
-        place = content
-        for parent in parents:
-            inner = place.setdefault(parent, {})
-            assert isinstance(inner, dict)
-            place = inner
-        place[last] = value
-    return content

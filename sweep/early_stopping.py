@@ -122,7 +122,7 @@ def early_stopping(spec: SweepSpec) -> EarlyStopping | None:
         rule = MedianRule(stop.first_rung, stop.min_trials or MEDIAN_MIN_TRIALS)
     else:
         rule = AshaRule(stop.first_rung, longest, stop.eta)
-    return EarlyStopping(rule, 1.0 if spec.metric.goal == "minimize" else -1.0)
+    return EarlyStopping(rule, spec.metric.sign)
 
 
 def max_epochs(spec: SweepSpec) -> int:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.config import TrainConfig
-from model.configfile import field_paths, validated
-from model.errors import ConfigError, UserError
+from model.configfile import field_paths, field_value, set_field, validated
+from model.errors import ConfigError, UserError, one_line
 from model.metrics import BATCH_NAMES, BATCH_STEP, EPOCH_COLUMNS, EPOCH_STEP, SUMMARY_NAMES
 from model.sinks import History
 from sweep.mapping import FREE
 from sweep.objective import Objective, ObjectiveSettings
 from sweep.outcome import Outcome
-from sweep.scored import NEEDED, field_value
+from sweep.scored import NEEDED
 from sweep.spec import SweepSpec
 from sweep.wandb_files import UNREADABLE, PastRun
 
@@ -160,7 +160,7 @@ def config_of(run: PastRun, spec: SweepSpec) -> tuple[TrainConfig, tuple[str, ..
     try:
         return validated(TrainConfig, content, "its config"), unknown
     except ConfigError as error:
-        raise LeftOutError(f"the trainer refuses it: {' '.join(str(error).split())}") from None
+        raise LeftOutError(f"the trainer refuses it: {one_line(error)}") from None
 
 
 def known_fields(config: Mapping[str, Any]) -> tuple[Values, tuple[str, ...]]:
@@ -365,11 +365,7 @@ def _shared(runs: Sequence[PastRun], searched: Mapping[str, Any], notes: list[st
             continue
         if key == "beta" and all(follows(values) for values in fields):
             continue
-        *parents, last = key.split(".")
-        place = trainer
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
+        set_field(trainer, key, value)
         if any(values.get(key) != value for values in fields):
             differing.append(key)
     if differing:

@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from model.config import TrainConfig
+from model.configfile import field_value
 from model.errors import ConfigError
-from sweep.scored import field_value
 from sweep.spec import SweepSpec
 
 FREE = ("device", "compile", "pictures", "probe", "data.store_dir")  # of the trainer: no metric depends on them

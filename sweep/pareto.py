@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
-Goal = Literal["minimize", "maximize"]
+from sweep.blocks import Goal, sign_of
 
 
 def pareto_front(points: Sequence[tuple[float, ...]], goals: Sequence[Goal]) -> list[int]:
@@ -18,7 +17,7 @@ def pareto_front(points: Sequence[tuple[float, ...]], goals: Sequence[Goal]) -> 
     Args:
         points: [n], each with one number per goal.
     """
-    signs = [1.0 if goal == "minimize" else -1.0 for goal in goals]
+    signs = [sign_of(goal) for goal in goals]
     places: dict[tuple[float, ...], list[int]] = {}
     for place, point in enumerate(points):
         if not any(map(math.isnan, point)):

@@ -11,12 +11,13 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from model.configfile import field_value
 from model.errors import DataError
 from model.metrics import OBJECTIVE_NAMES
 from sweep.blocks import MetricSettings
 from sweep.outcome import Outcome
 from sweep.pareto import pareto_front
-from sweep.scored import Ledger, PastTrial, field_value, past_trials, read_ledgers, read_trial
+from sweep.scored import Ledger, PastTrial, past_trials, read_ledgers, read_trial
 from sweep.spec import SweepSpec
 from sweep.table_rows import read_table
 
@@ -150,8 +151,7 @@ def _ranks(
     goals = [metric.goal for metric in metrics]
     if len(goals) > 1:
         return {complete[place][1]: 1 for place in pareto_front([values for values, _ in complete], goals)}
-    sign = 1.0 if goals[0] == "minimize" else -1.0
-    complete.sort(key=lambda pair: (sign * pair[0][0], int(pair[1])))
+    complete.sort(key=lambda pair: (metrics[0].sign * pair[0][0], int(pair[1])))
     return {trial: rank for rank, (_, trial) in enumerate(complete, start=1)}
 
 
@@ -209,4 +209,4 @@ def _confirmed(results: Path, then: SweepSpec, now: SweepSpec) -> list[Confirmed
         Confirmed(candidate, len(shared), *(math.fsum(runs[s][side] for s in shared) / len(shared) for side in (0, 1)))
         for candidate, runs in values.items()
     ]
-    return sorted(means, key=lambda mean: mean.new if now.metric.goal == "minimize" else -mean.new)
+    return sorted(means, key=lambda mean: now.metric.sign * mean.new)

@@ -239,7 +239,7 @@ def _run_trials(
         earlier=ended,
         epochs=plan.base.epochs,
         find=study.record,
-        sign=1.0 if spec.metric.goal == "minimize" else -1.0,
+        sign=spec.metric.sign,
         metric=spec.metric.name,
         on_ended=note_ended,
         competing=not confirming and not spec.metrics,

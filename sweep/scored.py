@@ -7,7 +7,7 @@ is complete; a number is not finite: it diverged), and trials.csv the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import yaml
 
 from model.config import TrainConfig
 from model.configfile import validated
-from model.errors import DataError, UserError
+from model.errors import DataError, UserError, one_line
 from model.sinks import Row, read_csv
 from sweep.objective import Objective, ObjectiveSettings
 from sweep.outcome import Outcome
@@ -146,14 +146,6 @@ def picked(report: Row, metrics: Sequence[str]) -> tuple[float, ...] | None:
     return values if all(map(math.isfinite, values)) else None
 
 
-def field_value(content: Mapping[str, Any], name: str) -> Any:
-    """The value of a dotted name in a config's plain data."""
-    place: Any = content
-    for part in name.split("."):
-        place = place[part]
-    return place
-
-
 def past_trials(results: Path) -> Iterator[PastTrial]:
     """The search's trials of a results folder that have a config, by number; read one at a time: there may be many.
 
@@ -185,7 +177,7 @@ def read_trial(folder: Path, ledger: Ledger) -> PastTrial:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}){_REMEDY}") from None
+        raise DataError(f"{path}: cannot be read ({one_line(error)}){_REMEDY}") from None
     config = validated(TrainConfig, content, str(path))
     return PastTrial(
         folder,

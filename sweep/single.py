@@ -27,13 +27,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from model.config import TrainConfig
-from model.errors import ConfigError, UserError
+from model.configfile import field_value
+from model.errors import ConfigError, UserError, one_line
 from sweep.arguments import parse_parameters, read_parameter_file
 from sweep.faults import MachineError, storage_trouble
 from sweep.halt import MACHINE_FAILED
 from sweep.outcome import Outcome
 from sweep.ownership import TakenOverError
-from sweep.scored import field_value
 from sweep.slots import SERVICE, SLOT, devices_of, visible_devices
 from sweep.spec import SweepSpec, load_spec
 from sweep.wandb_mode import resolve_mode, settings_files
@@ -176,7 +176,7 @@ def _run(options: argparse.Namespace, words: list[str], agent: AgentRun | None, 
     except Exception as error:
         if (trouble := storage_trouble(error, folder.results.path)) is not None:
             raise MachineError(f"{trouble}; make room, and start it again: it goes on from its checkpoint") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         folder.ended(record, config, Outcome.FAILED, reason=reason)
         raise
 

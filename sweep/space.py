@@ -11,7 +11,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from model.config import TrainConfig
-from model.configfile import validated
+from model.configfile import field_value, set_field, validated
 from model.errors import guess
 from sweep.grammar import distribution_of, parse_entry
 from sweep.parameters import Choice, Continuous
@@ -140,7 +140,7 @@ class Space:
         for name, parameter in self.parameters.items():
             if name in preset:
                 filled[name] = _plain(preset[name])
-            elif parameter.contains(value := _get(shared, name)):
+            elif parameter.contains(value := field_value(shared, name)):
                 filled[name] = value
         return filled
 
@@ -151,23 +151,12 @@ class Space:
         """
         content = base.model_dump(mode="json")
         for name, value in {**self.constants, **values}.items():
-            *parents, last = name.split(".")
-            place = content
-            for parent in parents:
-                place = place[parent]
-            place[last] = value
+            set_field(content, name, value)
         return validated(TrainConfig, content, where)
 
 
 def _listed(wanted: Any) -> Sequence[Any]:
     return wanted if isinstance(wanted, list | tuple) else [wanted]
-
-
-def _get(content: Mapping[str, Any], name: str) -> Any:
-    place: Any = content
-    for part in name.split("."):
-        place = place[part]
-    return place
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.config import TrainConfig
+from model.configfile import field_value
 from sweep.grammar import distribution_of
 from sweep.search_checks import search_warnings
 from sweep.space import Space
@@ -98,9 +99,7 @@ def _program_warnings(spec: SweepSpec) -> Iterator[str]:
 def _parameter_warnings(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
     distribution = distribution_of(entry)
     low, high = entry.get("min", 0.0), entry.get("max", 0.0)  # distributions without them warn of nothing here
-    default = TrainConfig().model_dump()
-    for part in name.split("."):
-        default = default[part]
+    default = field_value(TrainConfig().model_dump(), name)
     if distribution == "int_uniform" and "distribution" not in entry and isinstance(default, float):
         yield (
             f"min = {low} and max = {high} are whole numbers, so only whole numbers are tried, as in W&B. "

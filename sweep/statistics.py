@@ -35,9 +35,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Literal
 
 from scipy import stats
+
+from sweep.blocks import Goal, sign_of
 
 LEVEL = 0.95  # of all intervals of one kind together
 DIGITS = 2  # of half an interval, when a number is written: further ones are noise
@@ -105,7 +106,7 @@ def mean_interval(values: Sequence[float], num_intervals: int = 1) -> Estimate:
 def paired_gain(
     values: Mapping[int, float],
     baseline: Mapping[int, float],
-    goal: Literal["minimize", "maximize"],
+    goal: Goal,
     num_comparisons: int = 1,
 ) -> Estimate | None:
     """How much better than the baseline, over the seeds that both have; positive is better, whatever the goal.
@@ -118,8 +119,7 @@ def paired_gain(
     Returns:
         None where no seed is common to both.
     """
-    sign = 1.0 if goal == "maximize" else -1.0
-    gains = [sign * (values[seed] - baseline[seed]) for seed in sorted(values.keys() & baseline.keys())]
+    gains = [sign_of(goal) * (baseline[seed] - values[seed]) for seed in sorted(values.keys() & baseline.keys())]
     return mean_interval(gains, num_comparisons) if gains else None
 
 

@@ -31,7 +31,7 @@ class StopRules:
         self._accelerator_s += self._gpus * seconds
         if outcome is Outcome.COMPLETE:
             self._note_targets(values)
-            first = values[0] if self._metrics[0].goal == "minimize" else -values[0]
+            first = self._metrics[0].sign * values[0]
             delta = self._stop.plateau.min_delta if self._stop.plateau is not None else 0.0
             if self._best is None or first < self._best - delta:
                 self._best, self._since_best = first, 0
@@ -41,8 +41,7 @@ class StopRules:
 
     def _note_targets(self, values: Sequence[float]) -> None:
         for metric, value in zip(self._metrics, values, strict=True):
-            sign = 1.0 if metric.goal == "minimize" else -1.0
-            if metric.target is not None and sign * value <= sign * metric.target:
+            if metric.target is not None and metric.sign * value <= metric.sign * metric.target:
                 self._reached = f"{metric.name} {value:.6g} reached its target {metric.target:g}"
 
     def reason(self, search_s: float) -> str | None:

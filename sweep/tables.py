@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from model.configfile import load_yaml
+from model.configfile import field_value, load_yaml
 from model.errors import UserError
 from model.metrics import BATCH_NAMES, EPOCH_COLUMNS
 from model.sinks import sound_rows
@@ -159,11 +160,9 @@ def _values_of(trial: Path, parameters: Iterable[str]) -> dict[str, Any]:
         return {}
     values = {}
     for name in parameters:
-        place: Any = config
-        for key in name.split("."):
-            place = place.get(key) if isinstance(place, dict) else None
-        if place is not None:
-            values[name] = place
+        with suppress(LookupError, TypeError):
+            if (value := field_value(config, name)) is not None:
+                values[name] = value
     return values
 
 

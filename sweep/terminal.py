@@ -218,7 +218,7 @@ def _print_winner(
         table.add_row(name, *(_shown(row.get(name)) for row in rows))
     console.print(table)
     if compare and equal is not None and equal.value and winner.value is not None:
-        gain = (equal.value - winner.value) * (1 if spec.metric.goal == "minimize" else -1)
+        gain = (equal.value - winner.value) * spec.metric.sign
         say(
             f"{metric}: better than the equal-weights preset by {gain:.4g} ({gain / abs(equal.value):.1%}). "
             "One seed each is no proof, and the best of many is picked for luck too.",

@@ -51,9 +51,8 @@ class TrialTable:
     def best(self) -> int | None:
         """Number of the complete trial with the best metric; None without any."""
         metric = self._spec.metric
-        sign = 1.0 if metric.goal == "minimize" else -1.0
         complete = [
-            (sign * float(row[metric.name]), number)
+            (metric.sign * float(row[metric.name]), number)
             for number, row in self._rows.items()
             if row["state"] == Outcome.COMPLETE.value and row.get(metric.name) not in (None, "")
         ]

@@ -14,12 +14,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from model.config import TrainConfig
+from model.configfile import field_value
 from model.errors import ConfigError, UserError
 from model.sinks import write_json
 from sweep.candidates import how_to_confirm
 from sweep.plan import first_trials
 from sweep.results import RUNS, ResultsFolder
-from sweep.scored import field_value
 from sweep.spec import SweepSpec
 from sweep.study import Outcome, Record, Values
 from sweep.trial_table import TrialTable

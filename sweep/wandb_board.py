@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from model.errors import UserError
+from model.errors import UserError, one_line
 from sweep.wandb_client import bounded, without_inherited_identity
 
 RETRIES = 3  # of wandb's own, for each question; by default they go on for hours
@@ -89,9 +89,8 @@ def save_view(place: Place, sections: list[Section]) -> Saved:
     except UserError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
         raise ServerError(
-            f"{place.entity or 'your entity'}/{place.project}: W&B did not take the view: {text}"
+            f"{place.entity or 'your entity'}/{place.project}: W&B did not take the view: {one_line(error, 300)}"
         ) from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from model.errors import UserError
+from model.errors import UserError, one_line
 from sweep.wandb_files import PastRun
 from sweep.wandb_mode import resolve_mode
 
@@ -159,6 +159,6 @@ def _api(name: SweepName | str, place: dict[str, str]) -> Any:
 
 
 def _server_error(name: SweepName | str, error: Exception) -> UserError:
-    text = " ".join(str(error).split())[:300] or type(error).__name__
+    text = one_line(error, 300)
     key = os.environ.get("WANDB_API_KEY")
     return UserError(f"{name}: W&B's server did not give it: {text.replace(key, '<the key>') if key else text}")

@@ -129,8 +129,3 @@ def relative(path: Path, root: Path) -> str:
 def hidden(path: Path, root: Path) -> bool:
     """A part of the path below `root` begins with a dot."""
     return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
-def brief(error: BaseException) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

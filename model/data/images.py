@@ -21,14 +21,13 @@ from model.data.base import (
     Fault,
     Frame,
     HeightWidth,
-    brief,
     check_folder,
     file_identity,
     nothing_found,
     ordered_map,
     relative,
 )
-from model.errors import DataError
+from model.errors import DataError, one_line
 
 # what Pillow's decoders raise on damaged files; OSError holds UnidentifiedImageError and "image file is truncated"
 IMAGE_FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -75,7 +74,7 @@ class ImageSource:
             try:
                 return image.position, read_image(image.path, size)
             except IMAGE_FAULTS as error:
-                return image.position, Fault(relative(image.path, self._root), brief(error))
+                return image.position, Fault(relative(image.path, self._root), one_line(error))
 
         yield from ordered_map(pool, decoded, self._images[self.sequences[sequence]])
 

@@ -16,7 +16,6 @@ from model.data.base import (
     Fault,
     Frame,
     HeightWidth,
-    brief,
     check_folder,
     file_identity,
     hidden,
@@ -26,7 +25,7 @@ from model.data.base import (
 )
 from model.data.images import resized
 from model.data.threads import decoding_threads
-from model.errors import DataError
+from model.errors import DataError, one_line
 
 CUT_SHORT = 0.95  # a video that gives less than this share of the frames that its header promises was cut
 
@@ -82,7 +81,7 @@ class VideoSource:
             try:
                 yield from _decoded(path)
             except (av.error.FFmpegError, OSError, ValueError, EOFError) as error:
-                fault.append(Fault(relative(path, self._root), brief(error)))
+                fault.append(Fault(relative(path, self._root), one_line(error)))
 
         position = -1
         for position, frame in enumerate(ordered_map(pool, lambda frame: resized(frame.to_image(), size), frames())):

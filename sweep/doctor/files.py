@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from model.configfile import parse_yaml
+from model.configfile import field_value, parse_yaml
 from model.errors import ConfigError, UserError
 from model.folder import LAST, PREVIOUS
 from sweep.doctor.ledger import FolderBook, State
@@ -19,7 +19,6 @@ from sweep.doctor.rebuild import Evidence
 from sweep.doctor.rows import Rows, read_rows
 from sweep.outcome import Outcome
 from sweep.pbt import Change
-from sweep.scored import field_value
 from sweep.space import Space
 from sweep.spec import SweepSpec
 from sweep.study import Values

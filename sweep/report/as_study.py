@@ -63,7 +63,7 @@ def _frozen(
 ) -> FrozenTrial | None:
     """None for a trial that tells nothing: it crashed, is under way, or its values are not of the space."""
     record, space = trial.record, results.spec.space
-    sign = 1.0 if results.spec.metric.goal == "minimize" else -1.0
+    sign = results.spec.metric.sign
     steps = {epochs - 1: sign * value for epochs, value in values_by_epoch(results, trial).items()}
     known = {
         Outcome.COMPLETE: record.value is not None,

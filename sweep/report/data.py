@@ -89,8 +89,7 @@ class SweepResults:
 
     def rank(self, record: Record) -> tuple[bool, float, int]:
         """Sort key: the best value of the metric first, trials without a value last."""
-        sign = 1.0 if self.spec.metric.goal == "minimize" else -1.0
-        return record.value is None, sign * (record.value or 0.0), record.number
+        return record.value is None, self.spec.metric.sign * (record.value or 0.0), record.number
 
     def batches(self, trial: TrialResult, most: int | None = None) -> Sequence[Row]:
         """The trial's rows per gradient update; at most `most` (2 or more) of them, evenly spread, with both ends."""

@@ -77,7 +77,7 @@ def contour_figures(results: SweepResults, study: optuna.Study, order: Sequence[
         order: of the parameters, the most important one first.
     """
     known = {trial.user_attrs[TRIAL]: trial.value for trial in study.get_trials(deepcopy=False)}
-    sign = 1.0 if results.spec.metric.goal == "minimize" else -1.0
+    sign = results.spec.metric.sign
     trials = [trial for trial in results.trials if trial.name in known]
     axes = [axis for axis in axes_of(results, order) if varied(axis, trials)]
     points = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from model.errors import UserError
+from model.errors import UserError, one_line
 from sweep.report.data import SweepResults, TrialResult
 
 PICTURE = Path("pictures") / "reconstruction.png"  # in a trial's folder
@@ -53,7 +53,7 @@ def draw_missing(results: SweepResults) -> Iterator[str]:
             _draw(checkpoint, _drawn(results, trial))
         except Exception as error:  # whatever torch or the data run into: the page goes without
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            yield f"no picture of trial {trial.name}: {kind}{' '.join(str(error).split())}"
+            yield f"no picture of trial {trial.name}: {kind}{one_line(error)}"
 
 
 def _shown(results: SweepResults) -> list[tuple[TrialResult, str]]:

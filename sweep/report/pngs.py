@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.errors import UserError
+from model.errors import UserError, one_line
 from sweep.report.base import Figure
 
 FOLDER = "figures"
@@ -48,7 +48,7 @@ def write_pngs(folder: Path, sections: Mapping[str, Sequence[Figure]]) -> list[P
     except ChromeNotFoundError:
         raise UserError(INSTALL_BROWSER) from None
     except Exception as error:  # of the browser: it has no one class for that
-        raise UserError(f"--png: the browser failed ({type(error).__name__}: {' '.join(str(error).split())})") from None
+        raise UserError(f"--png: the browser failed ({type(error).__name__}: {one_line(error)})") from None
     written = [file for file in files if file.is_file()]
     if failed or len(written) < len(jobs):
         why = f" ({' '.join(str(failed[0]).split())})" if failed else ""
