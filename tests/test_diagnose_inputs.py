@@ -139,7 +139,7 @@ QUICK = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("changes", "code", "said"),
     [

@@ -30,12 +30,13 @@ from model.sinks import Event
 from sweep.blocks import WandbSettings
 from sweep.outcome import Outcome
 from sweep.study import JOURNAL, SweepStudy
+from sweep.tensorboard import main as tensorboard_command
 from sweep.wandb_client import reset_client
 from sweep.wandb_run import RunIdentity
 from sweep.wandb_sink import WandbSink
 
 PROGRAMS = Path(sys.executable).parent
-START_LIMIT_S = 180.0
+START_LIMIT_S = 300.0
 VALUES = {"alpha": 0.5, "base_lr": 0.03}
 STATES = {  # of our trials -> in Optuna's words on its dashboard
     Outcome.COMPLETE: "Complete",
@@ -83,7 +84,7 @@ def serving(words: list[str], folder: Path) -> Iterator[Callable[..., Any]]:
             process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_optuna_dashboard_shows_every_trial_of_the_search_and_of_its_confirmation(tmp_path):
     spec = tiny_spec()
     for name in ("tiny", "tiny.confirm"):
@@ -104,11 +105,10 @@ def test_optuna_dashboard_shows_every_trial_of_the_search_and_of_its_confirmatio
             assert {param["name"] for param in trials[0]["params"]} == {"alpha", "base_lr"}
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_tensorboard_serves_the_curves_and_compares_the_trials_by_their_parameters(tmp_path):
     results = past_sweep(tmp_path / "r", tiny_spec(), Past(VALUES), Past({"alpha": 0.2, "base_lr": 0.1}))
-    written = subprocess.run([sys.executable, "-m", "sweep.tensorboard", str(results)], check=False, timeout=200)
-    assert written.returncode == 0
+    assert tensorboard_command([str(results)]) == 0
     logdir = str(results / "tensorboard")
     with serving([str(PROGRAMS / "tensorboard"), "--logdir", logdir, "--host", "127.0.0.1", "--port"], tmp_path) as ask:
         give_up = time.monotonic() + START_LIMIT_S
@@ -127,7 +127,7 @@ def test_tensorboard_serves_the_curves_and_compares_the_trials_by_their_paramete
         assert shown["0000"]["metricValues"][0]["name"]["tag"] == "objective/value"
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_wandb_leet_shows_offline_runs_in_a_terminal_and_leaves_them_as_they_are(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)

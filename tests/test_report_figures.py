@@ -625,7 +625,6 @@ def test_a_figure_that_fails_costs_the_page_only_itself(tmp_path, monkeypatch):
     assert "Searched parameters" in made
 
 
-@pytest.mark.slow
 def test_figures_of_10000_trials_are_small_and_say_what_they_leave_out(tmp_path):
     rng = random.Random(0)
     trials = []

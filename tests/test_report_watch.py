@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,9 @@ from specs import make
 
 from sweep.report.__main__ import main
 from sweep.report.data import read_results
-from sweep.report.watch import ended, signature, watch
+from sweep.report.watch import Clock, ended, signature, watch
 
-LIMIT_S = 120
+LIMIT_S = 300
 LIVE = "This page is live"
 HOUR_S = 3600
 
@@ -40,13 +40,6 @@ def session(folder: Path, pid: int, host: str = platform.node(), before_s: float
     content = {"sessions": [{"pid": pid, "host": host, "started": started, "command": ["x"]}]}
     (folder / "provenance.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_sweep_whose_driver_is_gone_has_ended_and_one_whose_driver_lives_has_not(tmp_path):
@@ -88,36 +81,76 @@ def test_report_that_is_written_is_no_change_and_a_new_row_is_one(tmp_path):
     assert signature(folder) != before
 
 
-def test_watch_of_a_sweep_that_has_ended_writes_its_last_page_at_once(tmp_path):
+class Steps(Clock):
+    """A clock that does something at each wait, and then lets an hour pass."""
+
+    def __init__(self, *steps: Callable[[], object]) -> None:
+        self._steps = [*steps]
+        self._time = 0.0
+
+    def now(self) -> float:
+        return self._time
+
+    def wait(self, seconds: float) -> None:
+        self._time += HOUR_S
+        self._steps.pop(0)()
+
+
+def nothing() -> None:
+    pass
+
+
+def test_watch_of_a_sweep_that_has_ended_writes_its_last_page_after_a_moment_in_which_it_may_be_resumed(tmp_path):
     folder = sweep_folder(tmp_path / "r", Ending(COMPLETE, (0.9,)))
     with driver() as pid:
         pass
     said: list[str] = []
-    watch(session(folder, pid), 1, said.append)
+    watch(session(folder, pid), 1, said.append, Steps(nothing))
     assert LIVE not in (folder / "report.html").read_text(encoding="utf-8")
     assert "no process works on the sweep any more" in said[-1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["the sweep ends", "SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("way", ["the sweep ends", "Ctrl-C"])
 def test_watched_page_is_live_until_the_watch_ends(tmp_path, way):
     folder = sweep_folder(tmp_path / "r", Ending(RUNNING, (0.9,)), Ending(RUNNING, (0.8,)))
     page = folder / "report.html"
-    command = [sys.executable, "-m", "sweep.report", str(folder), "--watch", "1"]
-    with driver() as pid, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
-        session(folder, pid)
-        wait_for(lambda: page.exists() and LIVE in page.read_text(encoding="utf-8"))
+    with driver() as gone:
+        pass
+
+    def a_trial_ends() -> None:
+        assert LIVE in page.read_text(encoding="utf-8")
         (folder / "trials.csv").write_text("trial,state,objective/value\n0000,complete,0.123\n", encoding="utf-8")
-        wait_for(lambda: "Trial 0000 is the only trial" in page.read_text(encoding="utf-8"))
-        if way == "the sweep ends":
-            os.kill(pid, signal.SIGKILL)
-        else:
-            watcher.send_signal(signal.SIGTERM if way == "SIGTERM" else signal.SIGINT)
-        said, _ = watcher.communicate(timeout=LIMIT_S)
-        assert watcher.returncode == (0 if way == "the sweep ends" else 130)
-    assert LIVE not in page.read_text(encoding="utf-8")
-    assert "1 of 16 trials have ended" in said
+
+    def the_end() -> None:
+        shown = page.read_text(encoding="utf-8")
+        assert LIVE in shown
+        assert "Trial 0000 is the only trial" in shown
+        if way == "Ctrl-C":
+            raise KeyboardInterrupt
+        session(folder, gone)
+
+    said: list[str] = []
+    expected = pytest.raises(KeyboardInterrupt) if way == "Ctrl-C" else nullcontext()
+    with expected:
+        watch(session(folder, os.getpid()), 1, said.append, Steps(a_trial_ends, the_end))
+    shown = page.read_text(encoding="utf-8")
+    assert LIVE not in shown
+    assert "Trial 0000 is the only trial" in shown
+    assert any("1 of 16 trials have ended" in line for line in said)
     assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.process
+def test_a_watch_that_is_terminated_leaves_a_page_that_no_longer_reloads_itself(tmp_path):
+    folder = session(sweep_folder(tmp_path / "r", Ending(RUNNING, (0.9,))), os.getpid())
+    command = [sys.executable, "-m", "sweep.report", str(folder), "--watch", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout is not None
+        assert "trials have ended" in watcher.stdout.readline()  # the live page is written
+        assert LIVE in (folder / "report.html").read_text(encoding="utf-8")
+        watcher.send_signal(signal.SIGTERM)
+        assert watcher.wait(LIMIT_S) == 130
+    assert LIVE not in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ["0", "0.5", "soon", "nan", "1e9"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from sweep.outcome import Outcome
 from sweep.rescore import load_specs, main
 from sweep.rescoring import Rescoring, rescore
 from sweep.scored import Ledger, past_trials, read_trial
+from tests.inline import sweep
 from tests.past_sweeps import Past, past_sweep, write_trial
 from tests.sweeping import TINY_TRAINER, tiny_content, tiny_spec
 
@@ -441,7 +440,6 @@ def test_the_means_of_confirmed_configs_are_scored_anew_too(tmp_path: Path, caps
 # --- a real sweep ---
 
 
-@pytest.mark.slow
 def test_a_real_sweep_scores_as_it_did_to_the_last_bit(tmp_path: Path) -> None:
     content = tiny_content(
         run_cap=6,
@@ -453,9 +451,8 @@ def test_a_real_sweep_scores_as_it_did_to_the_last_bit(tmp_path: Path) -> None:
     )
     spec, results = tmp_path / "tiny.yaml", tmp_path / "results"
     spec.write_text(yaml.safe_dump(content), encoding="utf-8")
-    command = [sys.executable, "-m", "sweep.run", str(spec), "--results", str(results)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
+    done = sweep(spec, results)
+    assert done.code == 0, done.err
     outcome = rescored(results)
     assert {trial.trial for trial in outcome.trials} == {f"{number:04d}" for number in range(6)}
     with (results / "trials.csv").open(newline="", encoding="utf-8") as file:

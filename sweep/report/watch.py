@@ -22,10 +22,21 @@ GRACE_S = 5.0  # a sweep that is just being resumed has not entered its process 
 SHARE = 0.2  # of the time that may go into making the page: of a large sweep it takes long
 CLOCK_SLACK_S = 5.0  # provenance.json tells whole seconds, and a session's process began before it
 
+
+class Clock:
+    """The machine's time."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
 Signature = dict[str, tuple[int, int]]
 
 
-def watch(folder: Path, every_s: float, say: Callable[[str], None]) -> None:
+def watch(folder: Path, every_s: float, say: Callable[[str], None], clock: Clock | None = None) -> None:
     """Keep report.html of a running sweep up to date; returns when the sweep has ended.
 
     The last page, also that after a KeyboardInterrupt, no longer reloads itself.
@@ -33,28 +44,30 @@ def watch(folder: Path, every_s: float, say: Callable[[str], None]) -> None:
     Args:
         every_s: seconds between two looks at the folder, and between two reloads of the page.
         say: takes a line for each page.
+        clock: what tells the time and waits; the machine's if None.
 
     Raises:
         UserError: as `read_results`.
     """
+    clock = clock or Clock()
     seen: Signature | None = None
-    started = time.monotonic()
+    started = clock.now()
     said = ""
     try:
         while True:
-            began = time.monotonic()
+            began = clock.now()
             there = signature(folder)
             if there != seen:
                 results = read_results(folder)
                 said = _write(results, every_s, say, said)
                 seen = there
             if ended(results):
-                if time.monotonic() - started > GRACE_S:
+                if clock.now() - started > GRACE_S:
                     break
-                time.sleep(LEAST_S)
+                clock.wait(LEAST_S)
                 continue
-            spent = time.monotonic() - began
-            time.sleep(max(every_s - spent, spent / SHARE - spent, LEAST_S))
+            spent = clock.now() - began
+            clock.wait(max(every_s - spent, spent / SHARE - spent, LEAST_S))
     except KeyboardInterrupt:
         write_report(folder)
         raise
