@@ -28,13 +28,13 @@ from rich.console import Console
 from model.bars import decoding
 from model.errors import ConfigError, UserError
 from sweep.plan import make_plan
+from sweep.processes import handling, start, wandb_command, with_own_python
 from sweep.spec import SweepSpec, load_spec
 from sweep.spec_warnings import warnings_of
 from sweep.wandb_config import check_results, is_ours, notes, wandb_sweep_config
 from sweep.wandb_server import CreatedSweep, check_online, create_sweep
 from sweep.warm_start import WarmStart, load_warm_start
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 1.0
 END_S = 60.0  # for a scheduler to tell the server, or for an agent's trial to write its checkpoint
 
@@ -156,7 +156,7 @@ def _say_how_to_start(sweep: CreatedSweep, spec: SweepSpec, scheduler: bool, con
     path = shlex.quote(sweep.path)
     lines = {"agent": f"wandb agent --forward-signals {path}", "agents": f"python -m sweep.agents {path}"}
     if scheduler:
-        lines["scheduler"] = shlex.join(_scheduler_command(sweep, spec))
+        lines["scheduler"] = shlex.join(["wandb", *_scheduler_words(sweep, spec)])
     _say_lines(lines, console)
     console.print("start agents in this folder, on as many machines as share it or have a copy", soft_wrap=True)
     if scheduler:
@@ -168,19 +168,24 @@ def _say_lines(lines: Mapping[str, str], console: Console) -> None:
         console.print(f"{name:<10} {text}", markup=False, soft_wrap=True)
 
 
-def _scheduler_command(sweep: CreatedSweep, spec: SweepSpec | None = None) -> list[str]:
+def _scheduler_words(sweep: CreatedSweep, spec: SweepSpec | None = None) -> list[str]:
     concurrent = spec.resources.max_concurrent if spec is not None else 1
     # more suggestions than agents would be made without the results of those before them
     size = concurrent if isinstance(concurrent, int) else 1
-    return ["wandb", "sweep-scheduler", "--batch-size", str(size), sweep.path]
+    return ["sweep-scheduler", "--batch-size", str(size), sweep.path]
 
 
 def _run_agent(sweep: CreatedSweep, count: int, scheduler: bool) -> int:
     """Run W&B's agent as a child until it ends; signals are passed on. Returns its exit code."""
     with ExitStack() as children:
-        driver = children.enter_context(_child(_scheduler_command(sweep)[1:])) if scheduler else None
-        agent = children.enter_context(_child(["agent", "--count", str(count), "--forward-signals", sweep.path]))
-        children.enter_context(_passing_on(agent))
+        driver = children.enter_context(_child(*_scheduler_words(sweep))) if scheduler else None
+        agent = children.enter_context(_child("agent", "--count", str(count), "--forward-signals", sweep.path))
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            with suppress(OSError):
+                agent.send_signal(number)
+
+        children.enter_context(handling(pass_on))
         code = _wait(agent, driver)
         if driver is not None:
             _end(driver, signal.SIGINT)
@@ -199,37 +204,15 @@ def _wait(agent: subprocess.Popen[bytes], driver: subprocess.Popen[bytes] | None
 
 
 @contextmanager
-def _child(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A `wandb` command as a child, killed where we leave before it ended.
-
-    It is a group of its own: Ctrl-C in a terminal goes to us alone, and from us to it, once.
-    """
-    environment = dict(os.environ)
-    # the agent starts trials with the `python` of PATH: this one, also where its environment is not activated
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-    child = subprocess.Popen(
-        [sys.executable, "-m", "wandb", *command], env=environment, stdin=subprocess.DEVNULL, process_group=0
-    )
+def _child(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A `wandb` command as a child, killed where we leave before it ended."""
+    child = start(wandb_command(*words), with_own_python(dict(os.environ)))
     try:
         yield child
     finally:
         if child.poll() is None:
             child.kill()
             child.wait()
-
-
-@contextmanager
-def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        with suppress(OSError):
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(child: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -1,45 +1,46 @@
-"""`python -m sweep.agents SWEEP -n 4`: several W&B agents on one machine, and an eye on them.
+"""`python -m sweep.agents SWEEP -n 4`: several of W&B's own agents on one machine.
 
     scripts/agents.sh me/tactile/abcd1234 -n 4
 
-Starts real `wandb agent --forward-signals` processes for one sweep. They share one W&B service; each has a place (slot)
-of its own, by which its trials choose their GPU, and a log file. An agent that dies is started again; the trial that it
-leaves behind is asked to end first, with a checkpoint. Ctrl-C or SIGTERM does so for all; whatever ends this process,
-it leaves none behind.
+Starts `wandb agent --forward-signals` processes for one sweep, each with GPUs and a log file of its own, and one W&B
+service for all. Ctrl-C or SIGTERM asks their trials for checkpoints. Nothing is started again: that is the work of
+systemd or Slurm (scripts/cluster/README.md), which the exit code tells whether to.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import math
 import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from model.errors import ConfigError, UserError
+from sweep import processes
 from sweep.blocks import WandbSettings
-from sweep.family import output_of
-from sweep.resources import Resources
-from sweep.slots import agents_that_fit, devices_of, usable_cores, visible_devices
-from sweep.spec import SweepSpec, load_spec
-from sweep.supervisor import Supervisor
-from sweep.trial_command import named_trial
-from sweep.wandb_config import check_results
-from sweep.wandb_server import check_online
+from sweep.devices import environments
+from sweep.faults import MachineError
+from sweep.halt import MACHINE_FAILED, STOPPED
+from sweep.spec import load_spec
+from sweep.wandb_config import trials_of
+from sweep.wandb_server import check_online, config_on_server, sweep_path
 
 MAX_AGENTS = 512  # more is a slip of the finger
-SERVER_LIMIT_S = 60.0  # for the server to tell the sweep's config
+GRACE_S = 90.0  # for the trials to write their checkpoints and hand their rows to W&B; then they are killed
+SERVICE_STOP_S = 20.0  # for what W&B's service still sends
+POLL_S = 0.5
 
-_SWEEP = re.compile(r"([^/:;,#?'\\%]+/){0,2}(?!-)[\w-]+")
+# in an agent's log: that it gave up (with code 0), and errors; AlreadyJoinedError is harmless, after a run of W&B's own
+_GAVE_UP = re.compile(r"Detected \d+ (?:consecutive )?failed runs.*|Sweep was deleted or agent was not found.*")
+_ERROR = re.compile(r"^(?!\S*AlreadyJoined)(?:wandb: ERROR (?!Find)|[Ee]rror: |[\w.]+(?:Error|Exception): ).+", re.M)
+_TAIL = 20_000  # bytes of a log
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,179 +50,59 @@ def parser() -> argparse.ArgumentParser:
         description="Run several W&B agents of one sweep on this machine.",
         epilog="example: scripts/agents.sh me/tactile/abcd1234 -n 4",
     )
-    result.add_argument("sweep", metavar="SWEEP", help="id of the W&B sweep: [[ENTITY/]PROJECT/]SWEEP")
-    result.add_argument(
-        "-n", "--num", default="auto", metavar="N", help="agents; auto (default): as many as fit the spec's resources"
-    )
-    result.add_argument("--count", metavar="N", help="each agent ends after N runs (default: when the sweep ends)")
-    result.add_argument(
-        "--spec", type=Path, help="sweep file, for its resources (default: the one in the sweep's command)"
-    )
-    result.add_argument("--logs", type=Path, metavar="DIR", help="log files (default: results/agents-<sweep>)")
+    add = result.add_argument
+    add("sweep", metavar="SWEEP", help="id of the W&B sweep: [[ENTITY/]PROJECT/]SWEEP")
+    add("-n", "--num", default="auto", metavar="N", help="agents; auto (default): as many as fit the spec's resources")
+    add("--count", metavar="N", help="each agent ends after N runs (default: when the sweep ends)")
+    add("--spec", type=Path, help="sweep file, for its resources (default: the one in the sweep's command)")
+    add("--logs", type=Path, metavar="DIR", help="log files (default: results/agents-<sweep>)")
     return result
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 all agents ended well, 1 one did not, 2 bad input, 130 stopped."""
+    """Run the command; returns the exit code.
+
+    0 all agents ended well; 1 one gave up, since its runs fail; 2 bad input; 3 one died, or the server gave no answer:
+    start it again; 130 stopped.
+    """
     options = parser().parse_args(arguments)
     try:
         sweep = sweep_path(options.sweep)
-        count = None if options.count is None else _positive(options.count, "--count")
+        name = sweep.rpartition("/")[2]
+        command = processes.wandb_command("agent", "--forward-signals", sweep)
+        if options.count is not None:
+            command[-1:-1] = ["--count", str(_whole(options.count, "--count"))]
+        num = None if options.num == "auto" else _whole(options.num, "-n", MAX_AGENTS)
         check_online(WandbSettings())
-        asked = _asked_number(options.num)
         given = None if options.spec is None else load_spec(options.spec)
-        config = _config_on_server(sweep, needed=given is None and asked is None)
-        trials = trials_of(config, sweep.rpartition("/")[2])
-        spec = given or (None if trials is None else trials.spec)
-        num = number_of_agents(options.num, None if spec is None else spec.resources)
-        folder = options.logs or Path("results") / f"agents-{sweep.rpartition('/')[2]}"
-        with _alone(folder):
-            code = Supervisor(sweep, num, folder, _environment(), count).run()
+        trials = trials_of(config_on_server(sweep), name)
+        spec = given or (trials and trials.spec)
+        places = environments(num, spec.resources if spec else None)
+        with _alone(options.logs or Path("results") / f"agents-{name}") as folder:
+            print(f"sweep {sweep}: {len(places)} agents, logs in {folder}", flush=True)
+            code = _run(command, places, folder)
         if trials is not None and trials.results.exists():
             print(f"trials: {trials.results}; report: python -m sweep.report {shlex.quote(str(trials.results))}")
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return MACHINE_FAILED if isinstance(error, MachineError) else 2
     except KeyboardInterrupt:  # before there were agents
-        return 130
+        return STOPPED
 
 
-def sweep_path(text: str) -> str:
-    """A sweep's id as `wandb agent` takes it. Raises ConfigError for another form, with a guess for a web address."""
-    if _SWEEP.fullmatch(text):
-        return text
-    guess = ""
-    if address := re.search(r"//[^/]+/([^/]+)/([^/]+)/sweeps/([\w-]+)", text):
-        guess = f"; did you mean {'/'.join(address.groups())}?"
-    raise ConfigError(f"sweep {text!r}: must be SWEEP, PROJECT/SWEEP or ENTITY/PROJECT/SWEEP, as W&B shows it{guess}")
-
-
-def number_of_agents(asked: str, resources: Resources | None) -> int:
-    """How many agents to start; says so where that is more than fit.
-
-    Args:
-        asked: a number, or auto: as many as fit, or one where nothing is known of what a trial needs.
-
-    Raises:
-        ConfigError: no number above 0; not even one trial has room; too few GPUs for any.
-    """
-    num = _asked_number(asked)
-    if resources is None:
-        if num is None:
-            print("note: one agent, since the resources of a trial are not known; give -n, or --spec", flush=True)
-        return num or 1
-    devices = visible_devices() if resources.gpu else []
-    devices_of(0, resources.gpu, devices)  # a trial would fail
-    cores = usable_cores()
-    fit = agents_that_fit(resources, cores, len(devices))
-    wanted = f"a trial asks for {resources.cpu:g} CPU and {resources.gpu:g} GPU of {cores} and {len(devices)}"
-    if resources.max_concurrent != "auto":
-        wanted += f", max_concurrent is {resources.max_concurrent}"
-    if num is None:
-        if fit == 0:
-            raise ConfigError(f"resources: {wanted}, so none fits; set resources to less, or give -n")
-        return fit
-    if num > fit:
-        print(f"note: {num} agents, but {fit} fit: {wanted}; they will share", flush=True)
-    return num
-
-
-def _asked_number(text: str) -> int | None:
-    """What -n says; None for auto."""
-    num = None if text == "auto" else _positive(text, "-n")
-    if num is not None and num > MAX_AGENTS:
-        raise ConfigError(f"-n {num}: must be at most {MAX_AGENTS}")
-    return num
-
-
-def _positive(text: str, option: str) -> int:
-    if not re.fullmatch(r"\d{1,6}", text) or int(text) == 0:
-        raise ConfigError(f"{option} {text}: must be a whole number from 1 on")
+def _whole(text: str, option: str, most: int = 999_999) -> int:
+    if not re.fullmatch(r"\d{1,6}", text) or not 0 < int(text) <= most:
+        raise ConfigError(f"{option} {text}: must be a whole number from 1 to {most}")
     return int(text)
 
 
-def _config_on_server(sweep: str, needed: bool) -> dict[str, Any]:
-    """The W&B config of a sweep; empty, with a note, where the server did not tell it and it is not `needed`.
-
-    Raises UserError: the server has no such sweep; or it did not tell its config, which is needed.
-    """
-    # in a process of its own: wandb would leave threads and a service in this one
-    command = [sys.executable, "-c", "from sweep.agents import print_config; print_config()", sweep]
-    try:
-        done = output_of(command, dict(os.environ), SERVER_LIMIT_S)
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        answer = {"error": f"{sweep}: W&B's server gave no answer in {SERVER_LIMIT_S:.0f} s"}
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        answer = {"error": f"{sweep}: W&B's server did not tell its config"}
-    if "config" in answer:
-        return dict(answer["config"])
-    if answer.get("missing"):
-        raise UserError(answer["error"])
-    if needed:
-        raise UserError(f"{answer['error']}; try again, or give -n or --spec")
-    print(f"note: {answer['error']}; the agents are started all the same", flush=True)
-    return {}
-
-
-def print_config() -> None:
-    """What `_config_on_server` runs: a line of JSON with the config of the sweep `sys.argv[1]`, or with an error."""
-    from sweep.wandb_runs import NoSuchSweepError, config_of
-
-    try:
-        answer: dict[str, Any] = {"config": config_of(sys.argv[1])}
-    except UserError as error:
-        answer = {"error": str(error), "missing": isinstance(error, NoSuchSweepError)}
-    print(json.dumps(answer, default=str))
-
-
-@dataclass(frozen=True)
-class Trials:
-    """The trials that a W&B sweep's command starts here: their spec, and their results folder."""
-
-    spec: SweepSpec
-    results: Path
-
-
-def trials_of(config: Mapping[str, Any], sweep_id: str) -> Trials | None:
-    """What the command of a W&B sweep starts here, checked before an agent loses runs on it; None for other programs.
-
-    Raises:
-        ConfigError: the spec is not here or cannot be read; it is another than that of the trials in the folder.
-    """
-    named = named_trial(config)
-    if named is None:
-        return None
-    if not named.spec.exists():
-        raise ConfigError(
-            f"{named.spec}: no such file here, but the sweep's command names it; start agents in the folder where the "
-            "sweep was created, or in a copy of it"
-        )
-    spec = load_spec(named.spec, named.overrides)
-    results = named.results_folder(spec.name, sweep_id)
-    anew = shlex.join(["python", "-m", "sweep.agent", str(named.spec), "--create"])
-    check_results(results, spec, f"restore {named.spec} as it was, or make a new sweep: {anew}")
-    return Trials(spec, results)
-
-
-def _environment() -> dict[str, str]:
-    """What all agents get."""
-    environ = dict(os.environ)
-    environ.pop("WANDB_SERVICE", None)  # of whomever; ours is set below
-    # the agent starts its trials by the name `python`
-    environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
-    if devices := visible_devices():  # asked for once, not by every trial
-        environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    return environ
-
-
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The only supervisor that writes its logs there."""
-    lock = FileLock(folder / ".lock")
+def _alone(folder: Path) -> Iterator[Path]:
+    """The only one that writes its agents' logs to the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
@@ -230,10 +111,76 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error}; choose another folder with --logs DIR") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    with lock:
+        yield folder
+
+
+class _Agent:
+    """One of W&B's agents; `code` is 0 where it ended well, 1 where it gave up, 3 where it died."""
+
+    def __init__(self, number: int, command: list[str], environ: dict[str, str], folder: Path) -> None:
+        self.code: int | None = None
+        self._number, self._path = number, folder / f"agent-{number}.log"
+        with self._path.open("ab") as log:
+            self._began = log.tell()
+            self.process = processes.start(command, environ, log)
+        print(f"agent {number}: started", flush=True)
+
+    def runs(self) -> bool:
+        """Whether it runs; says how it ended, once."""
+        code = self.process.poll()
+        if code is None or self.code is not None:
+            return code is None
+        log = self._path.read_bytes()[self._began :][-_TAIL:].decode("utf-8", "replace")
+        gave_up = _GAVE_UP.findall(log)
+        self.code = 1 if gave_up else MACHINE_FAILED if code else 0
+        said = [f"killed by signal {-code}" if code < 0 else f"code {code}", *gave_up[:1]]
+        if self.code:
+            said += [*_ERROR.findall(log)[-1:], f"see {self._path}"]
+        print(f"agent {self._number}: ended ({'; '.join(said)})", flush=True)
+        return False
+
+
+def _run(command: list[str], places: list[dict[str, str]], folder: Path) -> int:
+    """Run the agents to their end, or until somebody asks to stop; returns the exit code."""
+    requests = processes.StopRequests()
+    processes.adopt_orphans()
+    with processes.handling(requests.note):
+        with processes.shared_service() as service:
+            agents = [_Agent(number, command, place | service, folder) for number, place in enumerate(places)]
+            _wait(agents, requests)
+            processes.kill_below(
+                spare_services=True
+            )  # after a second signal, or too long a wait; else there is nothing
+        give_up = time.monotonic() + (SERVICE_STOP_S if requests.count < 2 else 0)
+        while processes.below() and time.monotonic() < give_up:
+            time.sleep(0.05)
+        processes.kill_below()
+    codes = {agent.code or 0 for agent in agents}
+    return STOPPED if requests.count else 1 if 1 in codes else max(codes)
+
+
+def _wait(agents: list[_Agent], requests: processes.StopRequests) -> None:
+    """Wait for the agents and the trials that they left behind; in the end not longer than GRACE_S."""
+    give_up, passed_on, asked = math.inf, False, set[psutil.Process]()
+    while True:
+        running = [agent for agent in agents if agent.runs()]
+        children = processes.below(services=False, direct=True) if len(running) < len(agents) else []
+        left = {child for child in children if child.pid not in [agent.process.pid for agent in running]}
+        if requests.count and not passed_on:
+            print("stopping: trials write their checkpoints; once more kills them", flush=True)
+            for agent in running:
+                agent.process.terminate()  # which they pass on to their trials
+        passed_on = requests.count > 0
+        if passed_on or not running:
+            give_up = min(give_up, time.monotonic() + GRACE_S)
+        for process in left - asked:
+            with suppress(psutil.Error):
+                process.terminate()  # the trial of an agent that died
+        asked |= left
+        if not (running or left) or requests.count > 1 or time.monotonic() > give_up:
+            return
+        time.sleep(POLL_S)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,12 @@ from model.config import TrainConfig
 from model.configfile import field_value
 from model.errors import ConfigError, UserError, one_line
 from sweep.arguments import parse_parameters, read_parameter_file
+from sweep.devices import devices_of, visible_devices
 from sweep.faults import MachineError, storage_trouble
 from sweep.halt import MACHINE_FAILED
 from sweep.outcome import Outcome
 from sweep.ownership import TakenOverError
-from sweep.slots import SERVICE, SLOT, devices_of, visible_devices
+from sweep.processes import SERVICE
 from sweep.spec import SweepSpec, load_spec
 from sweep.wandb_mode import resolve_mode, settings_files
 from sweep.watchdog import STACKS, take_stacks
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from sweep.trial_job import EpochReport
     from sweep.trials_folder import TrialsFolder
 
+OLD_SLOT = "TACTILE_SWEEP_SLOT"  # said which of several agents on a machine this is
 SAME_REQUEST_S = 10.0
 SHOW_EVERY_S = 1.0  # epochs may be short
 
@@ -276,15 +278,14 @@ def _check_mode(spec: SweepSpec) -> None:
 
 def _take_share(spec: SweepSpec) -> None:
     """The GPUs and the W&B service that this process is to use; before torch and wandb are imported."""
+    if OLD_SLOT in os.environ:
+        raise ConfigError(f"{OLD_SLOT} is no more; give the agent its GPUs itself: CUDA_VISIBLE_DEVICES=0")
     if service := os.environ.get(SERVICE):
         os.environ.setdefault("WANDB_SERVICE", service)
     if not spec.resources.gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray hides them: resources.gpu = 0 trains on the CPU
         return
-    slot, devices = os.environ.get(SLOT), visible_devices()
-    chosen = devices_of(int(slot or 0), spec.resources.gpu, devices)  # raises where there are too few
-    if slot is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+    devices_of(0, spec.resources.gpu, visible_devices())  # raises where there are too few
 
 
 class Signals:

@@ -9,6 +9,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+import psutil
+
+from sweep.processes import SERVICE_NAME, runs_on
+
 T = TypeVar("T")
 
 GRACE_S = 5.0  # wandb keeps its own time limits; after this much more we stop waiting for it
@@ -29,15 +33,23 @@ def without_inherited_identity() -> Iterator[None]:
         os.environ.update(inherited)
 
 
-def reset_client() -> None:
+def reset_client(kill: bool = False) -> None:
     """End wandb's service process, and with it this process's run; the next init starts a new one (0.2 s).
 
     A service that several processes share goes on without this one.
+
+    Args:
+        kill: also where it does not end in GRACE_S, since it still tries to reach a server: for runs whose rows it was
+            given before, and has written to disk.
     """
     import wandb
 
+    services = [child for child in psutil.Process().children() if runs_on(child) and child.name() == SERVICE_NAME]
     with suppress(Exception):
         bounded(wandb.teardown, GRACE_S)
+    for service in services if kill else ():
+        with suppress(psutil.Error):
+            service.kill()
     os.environ.pop("WANDB_SERVICE", None)  # a service that others share would still hold the run's id
 
 

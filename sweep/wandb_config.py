@@ -8,14 +8,16 @@ against the JSON schema that W&B publishes in its package `sweeps`.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
 from sweep.results import ResultsFolder
-from sweep.spec import SweepSpec
-from sweep.trial_command import TRIAL_MODULE, trial_command
+from sweep.spec import SweepSpec, load_spec
+from sweep.trial_command import TRIAL_MODULE, named_trial, trial_command
 
 PROGRAM = "sweep/trial.py"  # for W&B's page only: `command` says what is started
 SCHEDULER_FILE = Path(__file__).parent / "wandb_scheduler.py"
@@ -79,6 +81,35 @@ def check_results(path: Path, spec: SweepSpec, remedy: str) -> None:
             0
         ]  # its own remedies are not for here
         raise ConfigError(f"{why}; {remedy}") from None
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The trials that a W&B sweep's command starts here: their spec, and their results folder."""
+
+    spec: SweepSpec
+    results: Path
+
+
+def trials_of(config: Mapping[str, Any], sweep_id: str) -> Trials | None:
+    """What the command of a W&B sweep starts here, checked before an agent loses runs on it; None for other programs.
+
+    Raises:
+        ConfigError: the spec is not here or cannot be read; it is another than that of the trials in the folder.
+    """
+    named = named_trial(config)
+    if named is None:
+        return None
+    if not named.spec.exists():
+        raise ConfigError(
+            f"{named.spec}: no such file here, but the sweep's command names it; start agents in the folder where the "
+            "sweep was created, or in a copy of it"
+        )
+    spec = load_spec(named.spec, named.overrides)
+    results = named.results_folder(spec.name, sweep_id)
+    anew = shlex.join(["python", "-m", "sweep.agent", str(named.spec), "--create"])
+    check_results(results, spec, f"restore {named.spec} as it was, or make a new sweep: {anew}")
+    return Trials(spec, results)
 
 
 def notes(spec: SweepSpec, scheduler: bool = False) -> Iterator[str]:

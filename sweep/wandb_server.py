@@ -1,4 +1,4 @@
-"""Sweeps on W&B's server: whether it may be asked at all, and registering one.
+"""Sweeps on W&B's server: whether it may be asked at all, what it has of one, and registering one.
 
 Every failure is a `UserError` of one line, in a stated time: a server that refuses the key, is broken, busy, silent or
 gone. wandb is imported inside functions (0.4 s).
@@ -14,14 +14,18 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
-from model.errors import UserError
+from model.errors import ConfigError, UserError
 from sweep.blocks import WandbSettings
+from sweep.faults import MachineError
 from sweep.wandb_client import bounded, reset_client
 from sweep.wandb_mode import resolve_mode
+from sweep.wandb_runs import NoSuchSweepError, config_of
 
+CONFIG_LIMIT_S = 60.0  # for the server to tell a sweep's config
 RETRIES = 1  # of wandb's own, for each request; by default it goes on for days
 INSTEAD = "Nothing was started here. Without a server, python -m sweep.run runs it here."
 _TRIES_TO_CREATE = 5  # wandb asks as newer, then as older servers understand it, also after an answer of 500
+_SWEEP = re.compile(r"([^/:;,#?'\\%]+/){0,2}(?!-)[\w-]+")
 _KEY_SHOWN = "<the key>"
 _MEANINGS = {  # of wandb's messages
     r"\b(HTTP|error|status)\W*(401|403)\b": "refuses the key: run `wandb login`, or set WANDB_API_KEY to one of it.",
@@ -68,6 +72,28 @@ def check_online(settings: WandbSettings) -> None:
         f"wandb: W&B's sweeps exist online only, but {reason}; set it to online, or run the sweep here, where it also "
         "works offline: python -m sweep.run"
     )
+
+
+def sweep_path(text: str) -> str:
+    """A sweep's id as `wandb agent` takes it. Raises ConfigError for another form, with a guess for a web address."""
+    if _SWEEP.fullmatch(text):
+        return text
+    guess = ""
+    if address := re.search(r"//[^/]+/([^/]+)/([^/]+)/sweeps/([\w-]+)", text):
+        guess = f"; did you mean {'/'.join(address.groups())}?"
+    raise ConfigError(f"sweep {text!r}: must be SWEEP, PROJECT/SWEEP or ENTITY/PROJECT/SWEEP, as W&B shows it{guess}")
+
+
+def config_on_server(sweep: str) -> dict[str, Any]:
+    """The W&B config of a sweep. Raises UserError: there is no such sweep; MachineError: the server did not tell it."""
+    try:
+        return bounded(lambda: config_of(sweep), CONFIG_LIMIT_S)
+    except NoSuchSweepError:
+        raise
+    except (UserError, TimeoutError) as error:
+        raise MachineError(f"{error}; try again") from None
+    finally:
+        reset_client()
 
 
 def create_sweep(config: dict[str, Any], entity: str | None, project: str, timeout_s: float) -> CreatedSweep:

@@ -234,7 +234,7 @@ class WandbSink(Sink):
                 folder,
             )
             # W&B's service may try an alert again for a quarter of an hour, and this process would wait for its end
-            reset_client()
+            reset_client(kill=True)
 
     def abandon(self) -> None:
         """Give the run up without a word, and with it W&B's service process of this process."""

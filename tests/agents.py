@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 import yaml
 from wandb_double import WandbDouble
 
 from model.sinks import read_csv
+from sweep.spec import load_spec
+from sweep.wandb_client import reset_client
+from sweep.wandb_config import wandb_sweep_config
 from tests.sweeping import tiny_content
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KEY = "5ecre7" * 6 + "abcd"  # 40 characters, as keys have, and found nowhere else
-LIMIT_S = 150.0  # of anything that is waited for: the machine may be busy
+SITE = Path(__file__).parent / "agents_site"
+LIMIT_S = 300.0  # of anything that is waited for: the machine may be busy
 
-# W&B's agent waits 5 s between two heartbeats; nothing else of it is changed
-AGENT = "from wandb.wandb_agent import Agent; Agent.POLL_INTERVAL = 0.3; from wandb.cli.cli import cli; cli()"
 
-# 200 epochs of 1 update, some seconds: time for what happens in the middle of a run, and few enough rows to keep all
-LONG: dict[str, Any] = {
-    "data": {
-        "image_size": 32,
-        "eval_clips": 40,
-        "clips_per_epoch": 8,
-        "synthetic": {"sequences": 12, "frames": 8},
-    },
-    "encoder": {"width": 96, "depth": 2, "heads": 2, "patch_size": 4},
-    "decoder": {"width": 96, "depth": 1, "heads": 2},
-    "epochs": 200,
-    "batch_size": 8,
-    "base_lr": 0.03,
-    "device": "cpu",
-}
+@dataclass(frozen=True)
+class Called:
+    """What a command in this process returned and printed."""
+
+    code: int
+    out: str
+    err: str
 
 
 @dataclass
@@ -74,13 +70,45 @@ class Place:
             timeout=LIMIT_S,
         )
 
-    def create(self, spec: Path, *options: str) -> str:
-        """Register a sweep by `python -m sweep.agent SPEC --create`; returns its id."""
-        known = set(self.double.sweeps)
-        done = self.run("-m", "sweep.agent", spec.name, "--create", *options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        (new,) = set(self.double.sweeps) - known
-        return new
+    def call(self, main: Callable[[list[str]], int], *words: str | Path, **environment: str) -> Called:
+        """A command in this process, in the folder and with the environment of the place."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("WANDB")]:
+                patch.delenv(name)
+            for name, value in {"CUDA_VISIBLE_DEVICES": "", **self.environment, **environment}.items():
+                patch.setenv(name, value)
+            patch.chdir(self.folder)
+            reset_client()  # wandb reads the environment once
+            try:
+                with redirect_stdout(out), redirect_stderr(err):
+                    code = main([str(word) for word in words])
+            finally:
+                reset_client()
+        return Called(code, out.getvalue(), err.getvalue())
+
+    def register(self, spec: Path, *configs: dict[str, Any], scheduler: bool = False, **changes: Any) -> str:
+        """Put a sweep of our trial on the server, nothing checked or decoded before; returns its id.
+
+        Args:
+            configs: what it hands out, if not random configs.
+            scheduler: the form for `wandb sweep-scheduler`.
+            changes: of the W&B config.
+        """
+        if configs:
+            self.double.hand_out(configs)
+        config = {
+            **wandb_sweep_config(load_spec(spec), Path(spec.name), scheduler=scheduler, folder=self.folder),
+            **changes,
+        }
+        answer = self.double.on_UpsertSweep({"config": yaml.safe_dump(config)})
+        sweep_id: str = answer["upsertSweep"]["sweep"]["name"]
+        return sweep_id
+
+    def started_commands(self) -> list[str]:
+        """The command lines of all processes that were started below those of this place, in order."""
+        path = Path(self.environment["STARTED"])
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def start(self, *command: str, log: str) -> subprocess.Popen[bytes]:
         """`python ARGUMENTS` in the folder, in a group of its own; its output goes to the file `log`."""
@@ -99,8 +127,7 @@ class Place:
 
     def start_agent(self, sweep_id: str, *options: str, log: str = "agent.log") -> subprocess.Popen[bytes]:
         """A real `wandb agent`, with shorter waits between its heartbeats."""
-        path = self.double.sweeps[sweep_id].path
-        return self.start("-c", AGENT, "agent", *options, path, log=log)
+        return self.start("-m", "wandb", "agent", *options, self.double.sweeps[sweep_id].path, log=log)
 
     def results(self, sweep_id: str, name: str = "tiny") -> Path:
         """The results folder of a sweep's trials."""
@@ -110,13 +137,23 @@ class Place:
         """All logs, for messages of failed tests."""
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')}" for path in self.folder.glob("*.log"))
 
+    def family(self) -> list[psutil.Process]:
+        """All processes of the place, however they lost their parents: they have its server in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):  # another user's, or ended
+                if process.environ().get("WANDB_BASE_URL") == self.double.url:
+                    found.append(process)
+        return found
+
     def end(self) -> None:
-        """Kill what still runs: agents, and the trials that they started."""
-        for process in self.started:
-            for pid in [process.pid, *descendants(process.pid)]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+        """Kill what still runs: agents, and what they started."""
+        while left := self.family():
+            for process in left:
+                with suppress(psutil.Error):
+                    process.kill()
+            for child in self.started:
+                child.wait()
 
 
 @contextmanager
@@ -131,7 +168,8 @@ def place_of(folder: Path, store: Path, double: WandbDouble) -> Iterator[Place]:
         clean
         | {
             "HOME": str(folder / "home"),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": f"{SITE}{os.pathsep}{REPOSITORY}",
+            "STARTED": str(folder / "started"),
             "TACTILE_SWEEP_STORE": str(store),
             "WANDB_BASE_URL": double.url,
             "WANDB_API_KEY": KEY,
@@ -161,20 +199,6 @@ def ended(process: subprocess.Popen[bytes], place: Place, limit_s: float = LIMIT
     """Wait for a process; returns its exit code."""
     wait_until(lambda: process.poll() is not None, "the process has ended", place, limit_s)
     return process.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes that this one started, and those that they started."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(folder.name))
-    found = list(children.get(pid, []))
-    for child in found:
-        found += children.get(child, [])
-    return found
 
 
 def trial_of(results: Path, run_id: str) -> Path:

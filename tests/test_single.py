@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from gate import before_epochs
 
 from model.config import TrainConfig
 from model.configfile import load_yaml
 from model.errors import ConfigError
 from model.sinks import read_csv
+from sweep import run
 from sweep.report.page import write_report
 from sweep.results import ResultsFolder
 from sweep.single import Signals, key_of, main
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import Outcome
+from sweep.trial import LOOK_EVERY_S
 from sweep.trials_folder import TrialsFolder
+from sweep.wandb_client import reset_client
 from sweep.warm_start import load_warm_start
+from tests.inline import inline_runner
 from tests.offline import read_history, read_summary
 from tests.sweeping import TINY_TRAINER, tiny_content, trial_folders
 from tests.wandb_double import WandbDouble
@@ -48,14 +55,6 @@ def write_spec(folder: Path, **changes: Any) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_content(**changes)), encoding="utf-8")
     return path
-
-
-def command(spec: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "sweep.trial", str(spec), *words]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def table(results: Path) -> list[dict[str, str]]:
@@ -163,6 +162,16 @@ def test_bad_input_is_one_line_and_leaves_no_results(
     assert not any(tmp_path.glob("results/*/trials/*/batch.csv"))
 
 
+def test_the_variable_of_the_former_supervisor_is_an_error_that_names_what_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TACTILE_SWEEP_SLOT", "1")
+    assert main([str(write_spec(tmp_path)), "--alpha=0.3"]) == 2
+    assert "TACTILE_SWEEP_SLOT is no more; give the agent its GPUs itself: CUDA_VISIBLE_DEVICES=0" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_trial_that_diverges_says_why_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = write_spec(tmp_path, trainer={**TINY_TRAINER, "clip_grad": None})
     results = tmp_path / "results/tiny-trials"
@@ -200,72 +209,91 @@ def test_an_agents_parameter_file_counts_where_the_command_names_none(
     assert "config-run1.yaml: unknown parameter 'alpa'; did you mean 'alpha'?" in capsys.readouterr().err
 
 
+def forked(body: Callable[[], int], printed: Path) -> int:
+    """Run `body` in a forked child to its end; what it prints goes to the file. Returns its exit code, or -signal."""
+    reset_client()  # a service is not shared with a fork
+    if (child := os.fork()) == 0:
+        code = 70
+        try:
+            with printed.open("w", buffering=1) as file:
+                for stream in (1, 2):
+                    os.dup2(file.fileno(), stream)
+                sys.stdout, sys.stderr = file, file
+                code = body()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on_to_the_same_rows(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     if signal.getsignal(number) == signal.SIG_IGN:
         pytest.skip(f"{number.name} is ignored here, as under nohup, and so it stays in what is started from here")
-    spec = write_spec(tmp_path, trainer={**TINY_TRAINER, "epochs": 60})
+    spec = write_spec(tmp_path, trainer={**TINY_TRAINER, "epochs": 6})
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    words = ["--alpha=0.3", "--results"]
-    rows = stopped / "trials/0000/epoch.csv"
-    with subprocess.Popen(
-        command(spec, *words, str(stopped)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=environment(),
-    ) as trial:  # fmt: skip
-        give_up = time.monotonic() + LIMIT_S
-        while not (rows.exists() and len(read_csv(rows)) >= 3):
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
-        trial.send_signal(number)
-        printed = trial.communicate(timeout=30)[0]
-    assert trial.returncode == -number, printed
+    words = [str(spec), "--alpha=0.3", "--results"]
+
+    def signalled() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(LOOK_EVERY_S)  # now the trial looks whether it is to stop
+
+    def body() -> int:
+        with before_epochs({3: signalled}):
+            return main([*words, str(stopped)])
+
+    assert forked(body, tmp_path / "printed") == -number
+    printed = (tmp_path / "printed").read_text()
     assert "with a checkpoint; the same command goes on from there" in printed
     assert "Traceback" not in printed
     assert table(stopped)[0]["state"] == "running"
-    assert int(table(stopped)[0]["epochs_done"]) >= 3
+    assert table(stopped)[0]["epochs_done"] == "3"
     for results in (stopped, whole):
-        assert main([str(spec), *words, str(results)]) == 0
+        assert main([*words, str(results)]) == 0
     assert rows_of(stopped / "trials/0000") == rows_of(whole / "trials/0000")
     assert read_history(stopped) == read_history(whole)
     assert table(stopped)[0]["state"] == "complete"
 
 
-def test_an_agents_run_that_is_preempted_before_it_trains_is_marked_so(tmp_path: Path) -> None:
+def test_an_agents_run_that_is_preempted_before_it_trains_is_marked_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = write_spec(tmp_path, wandb={"mode": "auto"}, trainer={**TINY_TRAINER, "epochs": 400})
-    program = (
-        "import os, signal, sys\n"
-        "from sweep import single\n"
-        "def early(spec):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "single._take_share = early\n"
-        "sys.exit(single.main(sys.argv[1:]))\n"
-    )
     with WandbDouble() as double:
         agent = {"WANDB_RUN_ID": "run1", "WANDB_SWEEP_ID": "sweep1", "WANDB_PROJECT": "p", "WANDB_ENTITY": "me"}
         server = {"WANDB_BASE_URL": double.url, "WANDB_API_KEY": "0123456789" * 4, "HOME": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(spec), "--alpha=0.3"],
-            env=environment() | agent | server, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S,
-        )  # fmt: skip
-        assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
+        for name, value in (agent | server).items():
+            monkeypatch.setenv(name, value)
+
+        def body() -> int:
+            def signalled(place: TrialsFolder, *claimed: Any) -> Any:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return claim(place, *claimed)
+
+            claim = TrialsFolder.claim
+            TrialsFolder.claim = signalled  # type: ignore[method-assign]
+            with before_epochs({0: lambda: time.sleep(LOOK_EVERY_S)}):
+                return main([str(spec), "--alpha=0.3"])
+
+        assert forked(body, tmp_path / "printed") == -signal.SIGTERM, (tmp_path / "printed").read_text()
         assert double.state("run1") == "preempted"
         assert double.sweep_of("run1") == "sweep1"
-    interrupted = re.search(r"interrupted in epoch (\d+), with a checkpoint; W&B hands it out again", done.stdout)
-    assert interrupted is not None
-    assert int(interrupted[1]) < 100  # it looks every half a second, in which a tiny trial trains some epochs
+    assert "interrupted in epoch 1, with a checkpoint; W&B hands it out again" in (tmp_path / "printed").read_text()
 
 
-def test_a_terminal_that_is_gone_does_not_end_the_trial(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, trainer={**TINY_TRAINER, "epochs": 40})
-    with subprocess.Popen(
-        command(spec, "--alpha=0.3", "--results", str(tmp_path / "r")), stdout=subprocess.PIPE, env=environment()
-    ) as trial:
-        assert trial.stdout is not None
-        trial.stdout.readline()
-        trial.stdout.close()
-        assert trial.wait(timeout=LIMIT_S) == 0
+def test_a_terminal_that_is_gone_does_not_end_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write_spec(tmp_path)
+    read, write = os.pipe()
+    os.close(read)
+    terminal = os.fdopen(write, "w", buffering=1)
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main([str(spec), "--alpha=0.3", "--results", str(tmp_path / "r")]) == 0
+    assert sys.stdout is not terminal
+    with suppress(BrokenPipeError):  # what was not written
+        terminal.close()
     assert table(tmp_path / "r")[0]["state"] == "complete"
 
 
@@ -292,52 +320,48 @@ def test_a_folder_whose_beginner_was_killed_gets_its_uid(two: tuple[Path, Path],
     assert folder.uid != uid
 
 
-def test_a_second_signal_ends_the_process_at_once_and_a_forwarded_one_does_not() -> None:
+def test_a_second_signal_ends_the_process_at_once_and_a_forwarded_one_does_not(tmp_path: Path) -> None:
     signals = Signals()
     signals.training = True
     with signals.caught():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # what Slurm sends to all, and what the agent passes on of it
         assert signals.caught_one == signal.SIGTERM
-    program = (
-        "import os, signal\n"
-        "from sweep.single import Signals\n"
-        "signals = Signals()\n"
-        "signals.training = True\n"
-        "with signals.caught():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('once', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    print('twice', flush=True)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(), timeout=60
-    )
-    assert done.returncode == -signal.SIGINT
-    assert done.stdout == "once\n"
+
+    def body() -> int:
+        signals = Signals()
+        signals.training = True
+        with signals.caught():
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("once", flush=True)
+            os.kill(os.getpid(), signal.SIGINT)
+            print("twice", flush=True)
+        return 0
+
+    assert forked(body, tmp_path / "printed") == -signal.SIGINT
+    assert (tmp_path / "printed").read_text() == "once\n"
 
 
 def test_processes_that_begin_at_once_get_trials_of_their_own(tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
-    program = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from sweep.outcome import Outcome\n"
-        "from sweep.spec import load_spec\n"
-        "from sweep.trials_folder import TrialsFolder\n"
-        "spec = load_spec(sys.argv[1])\n"
-        "folder = TrialsFolder(Path(sys.argv[2]), spec)\n"
-        "for key in sys.argv[3:]:\n"
-        "    record = folder.claim(key, spec.trainer)\n"
-        "    folder.ended(record, spec.trainer, Outcome.FAILED, reason=key)\n"
-    )
     results = tmp_path / "results"
     keys = [[f"{process}-{number}" for number in range(5)] for process in range(4)]
-    running = [
-        subprocess.Popen([sys.executable, "-c", program, str(spec), str(results), *own], env=environment())
-        for own in keys
-    ]
-    assert [process.wait(timeout=LIMIT_S) for process in running] == [0] * 4
+    loaded, together = load_spec(spec), multiprocessing.get_context("fork")
+    gate = together.Barrier(4)
+
+    def work(own: list[str]) -> None:
+        folder = TrialsFolder(results, loaded)
+        gate.wait()
+        for key in own:
+            record = folder.claim(key, loaded.trainer)
+            folder.ended(record, loaded.trainer, Outcome.FAILED, reason=key)
+
+    running = [together.Process(target=work, args=(own,)) for own in keys]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(LIMIT_S)
+    assert [process.exitcode for process in running] == [0] * 4
     runs = json.loads((results / "runs.json").read_text())
     assert sorted(runs) == sorted(key for own in keys for key in own)
     assert sorted(runs.values()) == [f"{number:04d}" for number in range(20)]
@@ -362,18 +386,14 @@ def test_damaged_books_are_named(two: tuple[Path, Path], tmp_path: Path) -> None
         folder.claim("b", spec.trainer)
 
 
-@pytest.mark.slow
-def test_a_trial_logs_what_a_trial_under_ray_logs(tmp_path: Path) -> None:
+def test_a_trial_logs_what_a_trial_of_a_sweep_logs(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, run_cap=2, resources={"max_concurrent": 1})
     swept, alone = tmp_path / "swept", tmp_path / "alone"
-    done = subprocess.run(
-        [sys.executable, "-m", "sweep.run", str(spec), "--results", str(swept)],
-        capture_output=True, text=True, env=environment(), timeout=LIMIT_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    with inline_runner():
+        assert run.main([str(spec), "--results", str(swept)]) == 0
     for row in table(swept):
         values = [f"--alpha={row['alpha']}", f"--base_lr={row['base_lr']}"]
-        subprocess.run(command(spec, "--results", str(alone), *values), env=environment(), check=True, timeout=LIMIT_S)
+        assert main([str(spec), "--results", str(alone), *values]) == 0
     for there, here in zip(trial_folders(swept), trial_folders(alone), strict=True):
         assert rows_of(here) == rows_of(there)
         assert (here / "config.yaml").read_bytes() == (there / "config.yaml").read_bytes()

@@ -16,7 +16,7 @@ import optuna
 import pytest
 import wandb
 import yaml
-from agents import LONG, Place, ended, place_of, wait_until
+from agents import Place, ended, place_of, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
@@ -24,9 +24,11 @@ from wandb.sdk.sweeps.run_state import RunState
 from wandb.sdk.sweeps.scheduler.optimizer import Run, RunConfig, RunSuggestion, RunWithMetrics
 from wandb.sdk.sweeps.scheduler.optuna import OptunaImperativeOptimizer, build_optuna_optimizer
 from wandb.sdk.sweeps.sweep_info import SweepInfo
+from wandb_double import WandbDouble
 from wandb_scheduler_double import SchedulerDouble
 
 from model.errors import ConfigError
+from sweep import agent
 from sweep.agents_study import SAMPLED, epochs_of
 from sweep.plan import first_trials
 from sweep.pruning import make_pruner
@@ -37,7 +39,7 @@ from sweep.wandb_config import wandb_sweep_config
 from sweep.wandb_scheduler import spec_of, suggest
 from sweep.warm_start import load_warm_start
 from tests.past_sweeps import Past, past_sweep
-from tests.sweeping import tiny_content, tiny_spec
+from tests.sweeping import TINY_TRAINER, tiny_content, tiny_spec
 
 NUMBERS: dict[str, Any] = {
     "alpha": {"min": 0.1, "max": 0.9},
@@ -714,15 +716,30 @@ def place(tmp_path: Path, frame_stores: Path) -> Iterator[Place]:
         yield where
 
 
-def create(place: Place, spec: Path, *options: str) -> str:
+def create(place: Place, spec: Path) -> str:
+    """Register the sweep; returns its id."""
+    return place.register(spec, scheduler=True)
+
+
+def create_by_wandb(place: Place, spec: Path) -> str:
     """Register the sweep by W&B's own command; returns its id."""
-    printed = place.run("-m", "sweep.agent", spec.name, "--print", "--scheduler", *options)
-    assert printed.returncode == 0, printed.stderr
-    (place.folder / "sweep.yaml").write_text(printed.stdout, encoding="utf-8")
+    printed = place.call(agent.main, spec.name, "--print", "--scheduler")
+    assert printed.code == 0, printed.err
+    (place.folder / "sweep.yaml").write_text(printed.out, encoding="utf-8")
     done = place.run("-m", "wandb", "sweep", "--entity", "me", "--project", "p", "sweep.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     (sweep_id,) = place.double.sweeps
     return sweep_id
+
+
+def put_run(double: WandbDouble, run_id: str, values: Sequence[float], code: int) -> None:
+    """What a trial's client would have sent: an objective for each epoch, and the run's end."""
+    with double.lock:
+        rows = [{"_step": STEPS * n + 6, "objective/value": value} for n, value in enumerate(values)]
+        double.starts[run_id] += 1
+        double.history[run_id].update(enumerate(rows))
+        double.summary[run_id] = {"objective/value": values[-1]}
+        double.exit_code[run_id] = code
 
 
 def start_scheduler(place: Place, sweep_id: str, runs: int = 1, log: str = "scheduler.log") -> subprocess.Popen[bytes]:
@@ -734,20 +751,23 @@ def log_of(place: Place, name: str) -> str:
     return (place.folder / name).read_text(encoding="utf-8", errors="replace")
 
 
-@pytest.mark.slow
-def test_real_agents_train_what_ray_would_although_the_scheduler_is_started_again(place: Place) -> None:
+@pytest.mark.process
+def test_runs_get_what_trials_under_ray_would_although_the_scheduler_is_started_again(place: Place) -> None:
+    """Here the test is the agent: the runs' rows and ends are put on the server."""
     double = place.double
     assert isinstance(double, SchedulerDouble)
     spec_file = place.write_spec(search={"sampler": "tpe", "seed": 4, "startup_trials": 1}, run_cap=4)
-    sweep_id = create(place, spec_file)
+    sweep_id = create_by_wandb(place, spec_file)
     first = start_scheduler(place, sweep_id)
-    agent = place.start_agent(sweep_id)
-    wait_until(lambda: len(double.queued) == 2, "the second run is in line", place)
-    first.send_signal(signal.SIGINT)
-    assert ended(first, place) == 0
-    second = start_scheduler(place, sweep_id, log="second.log")
+    values = [[1.0 / (number + epoch + 1) for epoch in range(3)] for number in range(4)]
+    for number in range(4):
+        wait_until(lambda number=number: len(double.queued) == number + 1, f"run {number} is in line", place)
+        if number == 1:
+            first.send_signal(signal.SIGINT)
+            assert ended(first, place) == 0
+            second = start_scheduler(place, sweep_id, log="second.log")
+        put_run(double, list(double.sweeps[sweep_id].runs)[number], values[number], 0)
     assert ended(second, place) == 0
-    assert ended(agent, place) == 0
     assert "4 were handed out, of 4" in log_of(place, "second.log")
     assert double.sweeps[sweep_id].state == "FINISHED"
     assert double.unknown == set()
@@ -758,56 +778,42 @@ def test_real_agents_train_what_ray_would_although_the_scheduler_is_started_agai
         place.folder / "ray", "tiny", spec.space, sampler="tpe", seed=4, startup_trials=1, first=first_trials(spec)
     )
     assert len(double.queued) == 4
-    for number, values in enumerate(double.queued):
-        suggestion = study.next()
-        assert suggestion.values == values
-        run_id = double.sweeps[sweep_id].handed_out[number]
-        assert double.state(run_id) == "finished"
-        reported = double.logged(run_id, "objective/value")
-        assert len(reported) == 3
-        for epoch, value in enumerate(reported):
+    for number, queued in enumerate(double.queued):
+        assert study.next().values == queued
+        for epoch, value in enumerate(values[number]):
             study.report(number, epoch, value)
         study.finish(number, Outcome.COMPLETE)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_bad_run_of_a_real_agent_is_stopped_early(place: Place) -> None:
-    double, endless = place.double, 100_000  # epochs
+    double = place.double
+    place.environment["GATE"] = "4"
     spec = place.write_spec(
         parameters={"base_lr": {"values": [0.03, 1e-7]}},
         method="grid",
         run_cap=None,
         search={},
-        trainer={**LONG, "epochs": endless, "warmup_epochs": 0},
-        early_terminate={"type": "median", "min_iter": 30, "min_trials": 1},
+        trainer={**TINY_TRAINER, "epochs": 6, "warmup_epochs": 0},
+        early_terminate={"type": "median", "min_iter": 4, "min_trials": 1},
     )
     sweep_id = create(place, spec)
-    handed_out = double.sweeps[sweep_id].handed_out
-
-    def epochs(number: int) -> int:
-        return len(double.logged(handed_out[number], "objective/value")) if number < len(handed_out) else 0
-
-    scheduler = start_scheduler(place, sweep_id, runs=2)
-    agents = [place.start_agent(sweep_id)]
-    wait_until(lambda: epochs(0) > 60, "the good run has a lead", place)
-    agents.append(place.start_agent(sweep_id, log="second.log"))
-    wait_until(lambda: double.stopped, "a run is to be stopped", place)
-    good, bad = handed_out
-    assert double.stopped == {bad}
-    wait_until(lambda: double.state(bad) == "finished", "it has ended", place)
-    assert double.state(good) == "running"
-    double.stop(good)  # as the user does on its page
+    (place.folder / f"{sweep_id}-run0.go").touch()
+    scheduler = start_scheduler(place, sweep_id)
+    worker = place.start_agent(sweep_id)
     assert ended(scheduler, place) == 0
-    assert [ended(agent, place) for agent in agents] == [0, 0]
-    assert epochs(1) >= 30
+    assert ended(worker, place) == 0
+    good, bad = double.sweeps[sweep_id].handed_out
+    assert double.stopped == {bad}
+    assert double.exit_code == {good: 0, bad: 0}
+    assert [len(double.logged(run_id, "objective/value")) for run_id in (good, bad)] == [6, 4]
     text = log_of(place, "scheduler.log")
     assert text.count("Requesting early stop") == 1
-    assert text.count("stopped after") == 1
     rows = (place.results(sweep_id) / "trials.csv").read_text().splitlines()
-    assert [row.split(",")[1] for row in rows[1:]] == ["pruned", "pruned"]
+    assert [row.split(",")[1] for row in rows[1:]] == ["complete", "pruned"]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_w_and_bs_client_tells_a_diverged_run_from_a_crashed_one(place: Place) -> None:
     """Here the test is the agent: the runs' rows and ends are put on the server."""
     double = place.double
@@ -824,11 +830,7 @@ def test_w_and_bs_client_tells_a_diverged_run_from_a_crashed_one(place: Place) -
     ]
     with double.lock:
         for run_id, (values, code) in zip(double.sweeps[sweep_id].runs, ends, strict=True):
-            rows = [{"_step": STEPS * n + 6, "objective/value": value} for n, value in enumerate(values)]
-            double.starts[run_id] += 1
-            double.history[run_id].update(enumerate(rows))
-            double.summary[run_id] = {"objective/value": values[-1]}
-            double.exit_code[run_id] = code
+            put_run(double, run_id, values, code)
     assert ended(scheduler, place) == 0
     text = log_of(place, "scheduler.log")
     assert [number for number in range(5) if f"trial {number} diverged" in text] == [1, 2]
@@ -836,7 +838,7 @@ def test_w_and_bs_client_tells_a_diverged_run_from_a_crashed_one(place: Place) -
     assert "failed to record" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_command_says_in_one_line_what_is_wrong_with_the_sweep(place: Place) -> None:
     spec = place.write_spec()
     sweep_id = create(place, spec)

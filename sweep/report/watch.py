@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from sweep.family import runs_on
+from sweep.processes import runs_on
 from sweep.report.data import SweepResults, read_results
 from sweep.report.page import drawn_sections, write_page, write_report
 from sweep.study import Outcome

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ConfigError
-from sweep import slots
+from sweep import devices as devices_module
+from sweep.devices import agents_that_fit, devices_of, usable_cores, visible_devices
 from sweep.resources import Resources
-from sweep.slots import agents_that_fit, devices_of, usable_cores, visible_devices
 
 SHARES = st.one_of(
     st.integers(1, 12).map(lambda parts: 1 / parts),  # 1/3 and 1/7 are not exact
@@ -81,11 +81,6 @@ def test_an_amount_that_no_trial_can_have_is_an_error(gpu):
         devices_of(0, gpu, ["0", "1"])
 
 
-def test_a_slot_below_0_is_an_error():
-    with pytest.raises(ConfigError, match="slot = -1"):
-        devices_of(-1, 1, ["0"])
-
-
 @pytest.mark.parametrize(
     ("resources", "cores", "gpus", "fit"),
     [
@@ -136,7 +131,7 @@ def test_a_containers_share_of_the_cores_counts(monkeypatch, tmp_path):
     there = usable_cores()
     assert there >= 1
     limit = tmp_path / "cpu.max"
-    monkeypatch.setattr(slots, "_CGROUP_CPU", limit)
+    monkeypatch.setattr(devices_module, "_CGROUP_CPU", limit)
     for text, cores in {"50000 100000": 1, "max 100000": there, f"{10**9} 1000": there, "gibberish": there}.items():
         limit.write_text(text)
         assert usable_cores() == cores

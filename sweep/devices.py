@@ -1,7 +1,6 @@
 """What each of several agents on one machine gets of it: which GPUs, and how many agents have room.
 
-An agent has a place (slot), from 0; `sweep.agents` gives it to its trials as TACTILE_SWEEP_SLOT. Without torch, since
-the choice is made before torch is imported.
+Without torch, since the choice is made before torch is imported.
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from model.errors import ConfigError
+from sweep.processes import with_own_python
 from sweep.resources import Resources
-
-# set by the supervisor for its agents: the place of one on this machine, and the token of their shared W&B service
-SLOT, SERVICE = "TACTILE_SWEEP_SLOT", "TACTILE_SWEEP_WANDB_SERVICE"
 
 ROUNDING = 1e-9  # three shares of 1/3 are one GPU
 _CUDA_NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # in CUDA_VISIBLE_DEVICES; CUDA stops at the first other
@@ -34,15 +31,13 @@ def devices_of(slot: int, gpu: float, devices: Sequence[str]) -> list[str]:
     full. A trial of whole GPUs has neighbouring ones for itself, as long as there are enough.
 
     Args:
-        slot: place of the agent on this machine, from 0.
+        slot: which of the agents on this machine, from 0.
         gpu: what each trial asks for (`resources.gpu`): none, a share of one, or whole ones.
         devices: the visible GPUs, see `visible_devices`.
 
     Raises:
-        ConfigError: a slot below 0, an amount that no trial can have, or more GPUs than there are.
+        ConfigError: an amount that no trial can have, or more GPUs than there are.
     """
-    if slot < 0:
-        raise ConfigError(f"slot = {slot}: places of agents are counted from 0")
     if not gpu >= 0 or math.isinf(gpu) or (gpu > 1 and gpu % 1):
         raise ConfigError(f"resources.gpu = {gpu:g}; must be 0, a share of one GPU (below 1), or a whole number")
     each = math.ceil(gpu)
@@ -66,6 +61,46 @@ def agents_that_fit(resources: Resources, cores: int, gpus: int) -> int:
     elif resources.gpu > 0:  # a trial's share is of one GPU: two thirds of each of two GPUs are no room
         fit = min(fit, gpus * math.floor(1 / resources.gpu + ROUNDING))
     return fit if resources.max_concurrent == "auto" else min(fit, resources.max_concurrent)
+
+
+def number_of_agents(asked: int | None, resources: Resources, devices: Sequence[str]) -> int:
+    """How many agents to start; says so where that is more than fit.
+
+    Args:
+        asked: None: as many as fit.
+
+    Raises:
+        ConfigError: not even one trial has room; too few GPUs for any.
+    """
+    devices_of(0, resources.gpu, devices)  # a trial would fail
+    cores = usable_cores()
+    fit = agents_that_fit(resources, cores, len(devices))
+    wanted = f"a trial asks for {resources.cpu:g} CPU and {resources.gpu:g} GPU of {cores} and {len(devices)}"
+    if resources.max_concurrent != "auto":
+        wanted += f", max_concurrent is {resources.max_concurrent}"
+    if (asked or fit) == 0:
+        raise ConfigError(f"resources: {wanted}, so none fits; set resources to less, or give -n")
+    if asked is not None and asked > fit:
+        print(f"note: {asked} agents, but {fit} fit: {wanted}; they will share", flush=True)
+    return asked or fit
+
+
+def environments(num: int | None, resources: Resources | None) -> list[dict[str, str]]:
+    """What each of several agents has in its environment: its GPUs, where it is known what a trial needs.
+
+    Args:
+        num: how many; None: as many as fit, or one where nothing is known.
+    """
+    environ = with_own_python(dict(os.environ))
+    environ.pop("WANDB_SERVICE", None)  # of whomever
+    if resources is None:
+        if num is None:
+            print("note: one agent, since the resources of a trial are not known; give -n, or --spec", flush=True)
+        return [environ] * (num or 1)
+    devices = visible_devices() if resources.gpu else []
+    num = number_of_agents(num, resources, devices)
+    shares = (devices_of(slot, resources.gpu, devices) for slot in range(num))
+    return [{**environ, "CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
 
 
 def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str]:
