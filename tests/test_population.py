@@ -24,6 +24,7 @@ from sweep.spec import SweepSpec
 from sweep.study import Outcome, SweepStudy
 from sweep.trial import TrialRun
 from sweep.trial_job import TrialJob
+from tests.inline import inline_runner
 from tests.offline import read_history
 from tests.sweeping import TINY_TRAINER, tiny_spec, trial_folders
 
@@ -378,13 +379,13 @@ def test_a_damaged_ledger_is_an_error_that_names_it(tmp_path: Path) -> None:
         Ledger.of(tmp_path)
 
 
-@pytest.mark.ray
 def test_a_whole_sweep_trains_its_population_in_parts_and_none_stays_running(
     tmp_path: Path, whole: tuple[Path, SweepStudy]
 ) -> None:
     spec = population_spec(resources={"cpu": 0.5, "max_concurrent": 2})
     results = tmp_path / "results"
-    assert run(spec, ResultsFolder(results), Console(quiet=True)) == 0
+    with inline_runner():
+        assert run(spec, ResultsFolder(results), Console(quiet=True)) == 0
     assert rows(results) == rows(whole[0])
     assert (results / LEDGER).read_text() == (whole[0] / LEDGER).read_text()
     study = SweepStudy(results, spec.name, spec.space)

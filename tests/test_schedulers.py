@@ -18,6 +18,7 @@ from sweep.searcher import DIVERGED, EPOCHS, FINISHED, INTERRUPTED, StudySearche
 from sweep.spec import SweepSpec
 from sweep.stopping import StopRules
 from sweep.study import Outcome, Record, SweepStudy
+from tests.inline import inline_runner
 from tests.sweeping import TINY_TRAINER, tiny_spec
 
 METRIC = "objective/value"
@@ -157,11 +158,11 @@ def test_a_resumed_sweep_decides_as_an_uninterrupted_one(tmp_path: Path, kind: s
     assert resumed.intermediate_values() == uninterrupted.intermediate_values()
 
 
-@pytest.mark.ray
 @EVERY
-def test_under_ray_presets_train_to_their_end_and_none_stays_running(tmp_path: Path, kind: str) -> None:
+def test_in_a_whole_sweep_presets_train_to_their_end_and_none_stays_running(tmp_path: Path, kind: str) -> None:
     spec = spec_of(kind, run_cap=8, wandb={"mode": "disabled"}, resources={"cpu": 0.5, "max_concurrent": 2})
-    assert run(spec, ResultsFolder(tmp_path / "results"), Console(quiet=True)) == 0
+    with inline_runner():
+        assert run(spec, ResultsFolder(tmp_path / "results"), Console(quiet=True)) == 0
     study = SweepStudy(tmp_path / "results", spec.name, spec.space)
     assert len(study.records()) == 8
     assert [record.outcome for record in presets(study)] == [Outcome.COMPLETE] * 2
