@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from model.configfile import load_yaml
 from model.errors import ConfigError, UserError
-from model.sinks import write_json, write_text
+from model.sinks import remove_scratch, write_json, write_text
 from sweep.logs import FOLDER as LOGS
 from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, Record
@@ -103,6 +103,7 @@ class ResultsFolder:
                 f"results: cannot write to {self.path}: {error}. Choose a folder with --results DIR"
             ) from None
         self.check(spec, resume)  # again: another driver may have been here between
+        remove_scratch(self.path)
         self.write_spec(spec)
         self.stop_file.unlink(missing_ok=True)
 

@@ -277,10 +277,12 @@ def _reported(trial: Trial) -> dict[int, float]:
 def record_of(trial: FrozenTrial, name: str, space: Space) -> Record:
     """A trial of a study, begun before, whose id is `name`."""
     epoch, values = last_reported(trial)
+    # a driver killed while it handed the trial out noted less than was in line
+    params = trial.params if trial.state.is_finished() else trial.system_attrs.get("fixed_params", {}) | trial.params
     return Record(
         number=trial.number,
         trial=name,
-        values=space.to_values(trial.params),
+        values=space.to_values(params),
         preset=trial.user_attrs.get("preset"),
         outcome=Outcome(trial.user_attrs["outcome"]) if trial.state.is_finished() else Outcome.RUNNING,
         value=values[0] if values else None,

@@ -50,9 +50,16 @@ def write_spec(folder: Path, **changes: Any) -> Path:
 class Driver:
     """`python -m sweep.run` in a process group of its own, and all processes that it ever had below it."""
 
-    def __init__(self, spec: Path, results: Path, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        spec: Path,
+        results: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        module: str = "sweep.run",
+    ) -> None:
         self.results = results
-        command = [sys.executable, "-m", "sweep.run", str(spec), "--results", str(results), *options]
+        command = [sys.executable, "-m", module, str(spec), "--results", str(results), *options]
         self._output = results.with_name(f"{results.name}.out").open("w+b")
         self.process = subprocess.Popen(
             command, stdout=self._output, stderr=subprocess.STDOUT, process_group=0, env=os.environ | (env or {})
@@ -130,9 +137,11 @@ class Driver:
 
 
 @contextmanager
-def driver(spec: Path, results: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[Driver]:
+def driver(
+    spec: Path, results: Path, *options: str, env: dict[str, str] | None = None, module: str = "sweep.run"
+) -> Iterator[Driver]:
     """A driver; nothing of it is left at the end."""
-    started = Driver(spec, results, *options, env=env)
+    started = Driver(spec, results, *options, env=env, module=module)
     try:
         yield started
     finally:
@@ -243,6 +252,8 @@ def _number(value: float | str) -> float | str:
 def assert_no_leftovers(results: Path) -> None:
     """No lock is held, and no file of a part that was killed is there."""
     patterns = (".stop", "*.tmp", ".owner", ".hang", f"{JOURNAL}.*", ".paused")
-    assert [path for pattern in patterns for path in results.rglob(pattern) if "ray" not in path.parts] == []
+    assert [
+        path for pattern in patterns for path in results.rglob(pattern) if not {"ray", "damaged"} & {*path.parts}
+    ] == []
     with FileLock(results / ".driver.lock", timeout=0):
         pass
