@@ -35,7 +35,7 @@ from model.trainer import NonFiniteLossError, Trainer
 from sweep.blocks import WandbSettings
 from sweep.trial import TrialRun
 from sweep.trial_job import TrialJob
-from tests.inline import Inline, run_inline
+from tests.inline import Inline, sweep
 from tests.sweeping import tiny_content as sweep_content
 from tests.sweeping import trial_folders
 from tests.tiny import tiny_config, tiny_content
@@ -406,7 +406,8 @@ def test_a_sweep_with_trials_of_two_processes_has_the_rows_of_one_process(tmp_pa
         resources = {"cpu": 2, "processes": processes}
         spec, results = tmp_path / f"{processes}.yaml", tmp_path / str(processes)
         spec.write_text(yaml.safe_dump(sweep_content(resources=resources, run_cap=2)), encoding="utf-8")
-        assert run_inline(spec, results, engine=Inline(cpus=2)) == 0
+        ran = sweep(spec, results, engine=Inline(cpus=2))
+        assert ran.code == 0, ran.err
         tables[processes] = [rows_of(folder) for folder in trial_folders(results)]
     assert len(tables[2]) == 2
     for alone, shared in zip(tables[1], tables[2], strict=True):

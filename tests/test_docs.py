@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import csv
 import html
 import importlib
 import io
@@ -32,8 +31,9 @@ from sweep.schema import schema
 from sweep.spec import SweepSpec
 from tests.command_lines import ROOT, Refused, parsed, split
 from tests.documents import Block, blocks, command_lines, documents, inline_commands
-from tests.inline import inline_runner, run_inline
-from tests.sweeping import tiny_content
+from tests.inline import inline_runner
+from tests.inline import sweep as run_inline
+from tests.sweeping import table, tiny_content
 from tests.tiny import tiny_content as trainer_content
 
 # what runs here, and the exit codes that are no failure
@@ -316,7 +316,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "CONFIG.yaml").write_text(yaml.safe_dump(trainer_content()), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        assert run_inline(Path("sweeps/alpha_beta.yaml"), Path("results/alpha_beta")) == 0
+        ran = run_inline(Path("sweeps/alpha_beta.yaml"), Path("results/alpha_beta"))
+        assert ran.code == 0, ran.err
         code, said = run_here(["python", "-m", "model.train", "CONFIG.yaml", "--out", "runs/joint_equal_weights"])
         assert code == 0, said
     return root
@@ -407,7 +408,7 @@ def test_the_readmes_sweep_says_at_first_what_readme_shows(readme_sweep: tuple[i
 @pytest.mark.xdist_group("readme")
 def test_the_readmes_sweep_tries_the_presets_first_and_stops_none_of_them(readme_sweep: tuple[int, Path, str]):
     _, results, said = readme_sweep
-    trials = read_table(results / "trials.csv")
+    trials = table(results)
     assert len(trials) == 16
     assert [(row["preset"], float(row["alpha"])) for row in trials[:2]] == [
         ("equal-weights", 0.5),
@@ -424,7 +425,7 @@ def test_the_readmes_sweep_confirms_its_best_two_and_the_presets_and_tells_it_in
     readme_sweep: tuple[int, Path, str],
 ):
     _, results, said = readme_sweep
-    runs = read_table(results / "confirm.csv")
+    runs = table(results, "confirm.csv")
     assert {row["state"] for row in runs} == {"complete"}
     assert {"equal-weights", "balanced-weights"} < {row["candidate"] for row in runs}
     assert len(runs) == len({row["candidate"] for row in runs}) * 3 == 12
@@ -448,11 +449,6 @@ def test_the_readmes_sweep_leaves_a_best_config_that_the_trainer_takes(
     confirmed = yaml.safe_load((results / "best.yaml").read_text(encoding="utf-8"))
     trained = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
     assert [trained[key] for key in ("alpha", "base_lr")] == [confirmed[key] for key in ("alpha", "base_lr")]
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_overrides_in_documents_name_keys_that_exist():
