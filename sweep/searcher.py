@@ -155,7 +155,7 @@ class StudySearcher(Searcher):
         """Within, what the file system refuses is told instead of raised: to Ray it would be a crash of the trial."""
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # Optuna's lock makes a RuntimeError of what the file system refused
             if (trouble := storage_trouble(error, self._study.folder)) is None:
                 raise
             self._broken = True

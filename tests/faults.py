@@ -235,7 +235,8 @@ def assert_wandb_has_every_row_once(results: Path) -> None:
     for folder in trial_folders(results):
         files = sorted(results.glob(f"wandb/offline-run-*/run-*-{folder.name}.wandb"))
         items = [r["history"]["item"] for file in files for r in records_of(file) if r["type"] == "history"]
-        history = [{name: _number(value) for name, value in item.items() if not name.startswith("_")} for item in items]
+        rows = [item for item in items if metrics.BATCH_STEP in item or metrics.EPOCH_STEP in item]  # and no picture
+        history = [{name: _number(value) for name, value in row.items() if not name.startswith("_")} for row in rows]
         for step, name in ((metrics.BATCH_STEP, "batch.csv"), (metrics.EPOCH_STEP, "epoch.csv")):
             logged = sorted((row for row in history if step in row), key=lambda row: int(row[step]))
             assert logged == [{key: _number(cell) for key, cell in row.items()} for row in read_csv(folder / name)], (

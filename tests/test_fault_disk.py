@@ -1,4 +1,7 @@
-"""Disks that fill up or cannot be written: a sweep says so, ends, and goes on from there once they can be."""
+"""A disk of its own that really fills up or may not be written: a sweep says so, ends, and goes on once it can.
+
+What happens at each single write is in tests/test_every_write.py; here the kernel says no, also to W&B's service.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sweep.study import JOURNAL
-from tests.faults import (
-    LONG,
-    Driver,
-    Kept,
-    assert_no_leftovers,
-    assert_wandb_has_every_row_once,
-    driver,
-    finish,
-    write_spec,
-)
+from tests.faults import Kept, assert_no_leftovers, assert_wandb_has_every_row_once
+from tests.inline import Inline, sweep
+from tests.sweeping import write_spec
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]  # on a loaded machine a sweep takes a minute to start
-
-END_S = 60.0  # W&B's end of a run waits for its service, which has no room either
+pytestmark = [pytest.mark.needs("mount"), pytest.mark.process]
+SPEC: dict[str, Any] = {"run_cap": 3, "resources": {"max_concurrent": 1}}
 
 
 @contextmanager
@@ -32,8 +27,7 @@ def small_disk(place: Path, megabytes: float) -> Iterator[Path]:
     """A disk of its own at `place`."""
     place.mkdir()
     size = f"size={int(megabytes * 1024)}k"
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(place)], capture_output=True).returncode:
-        pytest.skip("this system allows no mount")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(place)], check=True)
     try:
         yield place
     finally:
@@ -52,73 +46,57 @@ def fill(disk: Path, leaving: int = 0) -> Path:
     return filler
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    finish(write_spec(folder, **LONG), folder / "results")
-    return Kept.of(folder / "results")
-
-
-def assert_ended_for_lack_of_room(running: Driver) -> None:
-    assert running.ended(END_S) == 3, running.printed
-    assert "the disk is full" in running.printed
-    assert "all that finished is kept; go on with the same command and --resume" in running.printed
-    assert "Traceback" not in running.printed
-    assert running.left_over() == []
-
-
+# no room at all, and room for rows but not for a checkpoint
+@pytest.mark.parametrize("leaving", [0, 60_000])
 def test_a_sweep_on_a_full_disk_ends_and_is_the_undisturbed_one_once_there_is_room(
-    tmp_path: Path, undisturbed: Kept
+    tmp_path: Path, leaving: int
 ) -> None:
-    spec = write_spec(tmp_path, **LONG)
-    with small_disk(tmp_path / "large", 256) as disk, small_disk(tmp_path / "small", 1) as small:
+    spec = write_spec(tmp_path, **SPEC)
+    assert sweep(spec, tmp_path / "undisturbed").code == 0
+    fillers: list[Path] = []
+
+    def fills_up(trial: str, epochs: int) -> None:
+        if (trial, epochs) == ("0001", 1):
+            fillers.append(fill(disk, leaving))
+
+    with small_disk(tmp_path / "disk", 64) as disk:
         results = disk / "results"
-        with driver(spec, results) as running:  # the row of an update
-            running.until_rows(18)
-            filler = fill(disk)
-            assert_ended_for_lack_of_room(running)
-        filler.unlink()
-        with driver(spec, results, "--resume") as running:  # a checkpoint, for which rows leave no room
-            running.until_rows(30)
-            filler = fill(disk, leaving=120_000)
-            assert_ended_for_lack_of_room(running)
-        filler.unlink()
-        journal = results / JOURNAL
-        (small / JOURNAL).write_bytes(journal.read_bytes())
-        journal.unlink()
-        journal.symlink_to(small / JOURNAL)
-        with driver(spec, results, "--resume") as running:  # the study
-            running.until_rows(30)
-            filler = fill(small)
-            assert_ended_for_lack_of_room(running)
-        filler.unlink()
-        finish(spec, results)
-        kept = Kept.of(results)
-        assert (kept.study, kept.rows, kept.table) == (undisturbed.study, undisturbed.rows, undisturbed.table)
+        done = sweep(spec, results, engine=Inline(before_epoch=fills_up))
+        assert done.code == 3, done.out + done.err
+        assert "the disk is full" in done.out + done.err
+        assert "all that finished is kept; go on with the same command and --resume" in done.out + done.err
+        assert "Traceback" not in done.out + done.err
+        fillers[0].unlink()
+        done = sweep(spec, results, "--resume")
+        assert done.code == 0, done.out + done.err
+        assert Kept.of(results) == Kept.of(tmp_path / "undisturbed")
         assert_wandb_has_every_row_once(results)
         assert_no_leftovers(results)
-        for name in ("trials.csv", "report.html"):
-            (results / name).unlink()
-        filler = fill(disk)
-        with driver(spec, results, "--resume") as running:  # the table of trials
-            assert_ended_for_lack_of_room(running)
+
+
+def test_a_disk_that_may_only_be_read_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, **SPEC, wandb={"mode": "disabled"})
+    with small_disk(tmp_path / "disk", 64) as disk:
+        results = disk / "results"
+        assert sweep(spec, results).code == 0
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        with driver(spec, tmp_path / "link", "--resume", "--results", str(results)) as running:
-            assert running.ended(END_S) == 2
-            assert f"cannot write to {results}" in running.printed
-            assert "Traceback" not in running.printed
+        done = sweep(spec, results, "--resume")
+        assert done.code == 2, done.out + done.err
+        assert f"cannot write to {results}" in done.err.replace("\n", " ")
+        assert "Traceback" not in done.err
 
 
-def test_a_full_disk_under_the_frame_store_names_the_setting_that_moves_it(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, **LONG)
+def test_a_full_disk_under_the_frame_store_names_the_setting_that_moves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = write_spec(tmp_path, **SPEC)
     with small_disk(tmp_path / "small", 0.5) as small:
+        monkeypatch.setenv("TACTILE_SWEEP_STORE", str(small))
         filler = fill(small, leaving=20_000)
-        with driver(spec, tmp_path / "results", env={"TACTILE_SWEEP_STORE": str(small)}) as running:
-            assert running.ended(END_S) == 2
-            assert "No space left on device" in running.printed
-            assert "data.store_dir" in running.printed
+        done = sweep(spec, tmp_path / "results")
+        assert done.code == 2, done.out + done.err
+        assert "No space left on device" in done.err
+        assert "data.store_dir" in done.err
         filler.unlink()
-        with driver(
-            spec, tmp_path / "results", "--dry-run", "--no-measure", env={"TACTILE_SWEEP_STORE": str(small)}
-        ) as running:
-            assert running.ended(END_S) == 0, running.printed
+        done = sweep(spec, tmp_path / "results", "--dry-run", "--no-measure")
+        assert done.code == 0, done.out + done.err
