@@ -32,6 +32,7 @@ JOIN_S = 120.0
 CLIENT_TRIES = 3
 # what Ray Client says when the process that it starts for each of its users is not ready in half a minute: a busy head
 CLIENT_TOO_SLOW = "Starting Ray client server failed"
+CLIENT_DIED = "ZombieProcess"  # the process ended while its start was looked at; seen on a busy machine
 START_TRIES, START_S = 3, 30  # a Ray of our own; the seconds are Ray's, which no option changes
 START_TOO_SLOW = "timed out during startup"
 IN_NO_NETWORK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to loopback; its default on Windows and macOS
@@ -253,7 +254,7 @@ def _behind_client(given: str) -> str:
             )
         except subprocess.TimeoutExpired:
             raise _refused(given, f"Ray Client gave no answer in {JOIN_S:.0f} s", NOT_A_NODE) from None
-        if CLIENT_TOO_SLOW not in done.stderr:
+        if not any(said in done.stderr for said in (CLIENT_TOO_SLOW, CLIENT_DIED)):
             break
     if done.returncode != 0 or not done.stdout.strip():
         last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]

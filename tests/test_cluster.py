@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -123,6 +122,7 @@ def test_a_ray_of_our_own_listens_on_loopback_only_and_strangers_need_a_token() 
 
 
 @pytest.mark.ray
+@pytest.mark.xdist_group("cluster")
 def test_an_added_node_takes_the_trial_of_a_killed_one_and_all_rows_are_those_of_an_undisturbed_sweep(
     tmp_path: Path, nodes: RayNodes, gate: Gate, client_port: int, undisturbed: Rows
 ) -> None:
@@ -154,18 +154,9 @@ def test_an_added_node_takes_the_trial_of_a_killed_one_and_all_rows_are_those_of
     wait_for(lambda: not nodes.trials(), "the sweep's workers have ended")
 
 
-def why_no_mount() -> str:
-    """What a node with other disks lacks here; nothing where it lacks nothing."""
-    for program, package in (("unshare", "util-linux"), ("mount", "mount")):
-        if shutil.which(program) is None:
-            return f"a node with other disks needs `{program}`, of the package {package}"
-    command = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
-    may = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    return "" if may else "a node with other disks needs the right to mount in a namespace of its own (CAP_SYS_ADMIN)"
-
-
 @pytest.mark.ray
-@pytest.mark.skipif(bool(why_no_mount()), reason=why_no_mount())
+@pytest.mark.xdist_group("cluster")
+@pytest.mark.needs("mount", "unshare")
 def test_a_node_that_is_not_fit_is_named_with_all_its_faults_before_a_trial_starts(
     tmp_path: Path, nodes: RayNodes, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +212,7 @@ esac
 
 
 @pytest.mark.ray
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.skipif(not HAS_DASHBOARD, reason="jobs need ray[default]: pip install -e '.[cluster]'")
 def test_a_job_runs_without_a_checkout_is_stopped_in_order_and_ends_with_the_sweeps_exit_code(
     tmp_path: Path, nodes: RayNodes, gate: Gate, undisturbed: Rows
@@ -368,6 +360,7 @@ def test_where_no_cluster_is_the_error_says_so_soon_and_the_folder_stays_free(
 
 
 @pytest.mark.ray
+@pytest.mark.xdist_group("cluster")
 def test_a_wrong_token_and_a_wrong_port_are_told_apart(nodes: RayNodes, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusal(address: str) -> str:
         with cluster.named(address), pytest.raises(ConfigError) as caught, cluster.ray_cluster():
@@ -391,19 +384,20 @@ sys.exit("RuntimeError: " + {said!r}) if len(tried.read_text()) <= {times} else 
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("why", [cluster.CLIENT_TOO_SLOW, cluster.CLIENT_DIED])
 @pytest.mark.parametrize(("times", "found"), [(2, True), (9, False)])
-def test_a_busy_head_whose_ray_client_is_too_slow_is_asked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, found: bool
+def test_a_busy_head_whose_ray_client_is_not_ready_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, found: bool, why: str
 ) -> None:
     tried = tmp_path / "tried"
-    script = FIRST_TOO_SLOW.format(tried=str(tried), said=f"{cluster.CLIENT_TOO_SLOW}. See a log.", times=times)
+    script = FIRST_TOO_SLOW.format(tried=str(tried), said=f"{why}. See a log.", times=times)
     monkeypatch.setattr(cluster, "ASK_CLIENT", script)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"ray://127.0.0.1:{listening.getsockname()[1]}"
         if found:
             assert cluster._head(address) == ("10.0.0.1", 6379)
         else:
-            with pytest.raises(ConfigError, match=f"{address}: .* {cluster.CLIENT_TOO_SLOW}"):
+            with pytest.raises(ConfigError, match=f"{address}: .* {why}"):
                 cluster._head(address)
     assert tried.read_text() == "xxx"
 
