@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
 from functools import cache
-from pathlib import Path
 
 
 def chromium() -> str | None:
@@ -49,16 +47,6 @@ def _lack_of_namespaces() -> str | None:
     return None if made.returncode == 0 else f"the right to a mount namespace is lacking ({_said(made)})"
 
 
-def _lack_of_cores() -> str | None:
-    return None if (os.cpu_count() or 1) > 1 else "a share of one core shows nothing: it needs two"
-
-
-def _lack_of_proc() -> str | None:
-    return (
-        None if Path("/proc/self/smaps_rollup").exists() else "the system does not tell PSS (/proc/self/smaps_rollup)"
-    )
-
-
 def _said(done: subprocess.CompletedProcess[bytes]) -> str:
     return done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
 
@@ -68,6 +56,4 @@ _LACKS = {
     "compiler": _lack_of_compiler,
     "mount": _lack_of_mount,
     "unshare": _lack_of_namespaces,
-    "cores": _lack_of_cores,
-    "smaps": _lack_of_proc,
 }

@@ -139,6 +139,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
 
 
 @of_the_sweep
+@pytest.mark.process
 def test_the_agents_share_the_runs_and_each_is_trained_once(swept):
     shown = terminal(swept.place)
     assert swept.code == 0, swept.place.output()
@@ -153,6 +154,7 @@ def test_the_agents_share_the_runs_and_each_is_trained_once(swept):
 
 
 @of_the_sweep
+@pytest.mark.process
 def test_agents_and_trials_share_one_service_and_one_frame_store_and_leave_nothing_running(swept):
     # one to ask for the sweep's config, which ends then, and the shared one
     assert ["--detached" in command for command in services_started(swept.place)] == [False, True]
@@ -162,6 +164,7 @@ def test_agents_and_trials_share_one_service_and_one_frame_store_and_leave_nothi
 
 
 @of_the_sweep
+@pytest.mark.process
 def test_all_rows_of_a_run_arrive_and_equal_those_of_its_csv_files(swept):
     for run_id in swept.runs:
         batches, epochs = split_rows(swept.double.rows(run_id))
@@ -170,6 +173,7 @@ def test_all_rows_of_a_run_arrive_and_equal_those_of_its_csv_files(swept):
 
 
 @of_the_sweep
+@pytest.mark.process
 def test_the_page_shows_group_sweep_parameters_summary_and_state_of_each_run(swept):
     double, sweep = swept.double, swept.double.sweeps[swept.sweep_id]
     assert [double.config(run_id)["alpha"] for run_id in swept.runs] == list(ALPHAS)
@@ -185,12 +189,14 @@ def test_the_page_shows_group_sweep_parameters_summary_and_state_of_each_run(swe
 
 
 @of_the_sweep
+@pytest.mark.process
 def test_the_objective_is_logged_once_an_epoch_so_that_hyperband_counts_epochs(swept):
     for run_id in swept.runs:
         assert len(swept.double.logged(run_id, "objective/value")) == 3
 
 
 @of_the_sweep
+@pytest.mark.process
 def test_the_key_is_in_no_file_no_output_and_no_command_line(swept):
     write_report(swept.results)
     key = KEY.encode()

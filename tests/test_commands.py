@@ -54,6 +54,7 @@ def test_the_head_of_a_program_in_scripts_has_a_command_line_that_it_takes(progr
 
 
 @pytest.mark.parametrize("script", shell_scripts(), ids=lambda path: path.name)
+@pytest.mark.process
 def test_the_help_of_a_script_needs_no_install_and_its_example_is_taken(script: Path, tmp_path: Path):
     # an environment in which nothing is installed: the script's own head answers
     (tmp_path / "bin").mkdir()

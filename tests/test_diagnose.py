@@ -265,6 +265,7 @@ def test_a_place_that_cannot_be_written_is_named(results, run, tmp_path):
 # --- the process ---
 
 
+@pytest.mark.process
 def test_the_command_runs_by_itself_and_needs_none_of_the_heavy_libraries(results):
     code = (
         "import sys; from sweep.diagnose import main; code = main(sys.argv[1:]);"
@@ -275,6 +276,7 @@ def test_the_command_runs_by_itself_and_needs_none_of_the_heavy_libraries(result
     assert done.stdout.splitlines()[-1] == "[] 1", done.stderr
 
 
+@pytest.mark.process
 def test_the_module_is_a_command_with_an_example_in_its_help():
     command = [sys.executable, "-m", "sweep.diagnose", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -102,6 +102,7 @@ def test_a_checkpoint_that_must_not_be_written_leaves_the_old_one(tmp_path: Path
     assert files_of(tmp_path) == before
 
 
+@pytest.mark.process
 def test_a_process_that_hangs_without_giving_back_the_lock_of_python_is_ended_with_its_stacks(tmp_path: Path) -> None:
     # a search with so many ways holds Python's lock until it ends, in hours
     code = """

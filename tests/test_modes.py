@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import pytest
 import torch
@@ -182,7 +181,7 @@ def test_compiling_without_a_compiler_is_refused_before_anything_starts(monkeypa
 
 
 @pytest.mark.process  # inductor's compiler
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+@pytest.mark.needs("compiler")
 def test_a_compiled_model_gives_the_same_rows_and_compiles_once_over_lr_alpha_and_beta():
     # torch names these with an underscore, and has no other way to ask how often it compiled
     torch._dynamo.reset()

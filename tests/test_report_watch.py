@@ -42,6 +42,7 @@ def session(folder: Path, pid: int, host: str = platform.node(), before_s: float
     return folder
 
 
+@pytest.mark.process
 def test_sweep_whose_driver_is_gone_has_ended_and_one_whose_driver_lives_has_not(tmp_path):
     folder = sweep_folder(tmp_path / "r", Ending(RUNNING, (0.9,)))
     with driver() as pid:
@@ -49,6 +50,7 @@ def test_sweep_whose_driver_is_gone_has_ended_and_one_whose_driver_lives_has_not
     assert ended(read_results(session(folder, pid)))
 
 
+@pytest.mark.process
 def test_younger_process_with_the_number_of_the_driver_is_another_one(tmp_path):
     folder = sweep_folder(tmp_path / "r", Ending(RUNNING, (0.9,)))
     with driver() as pid:
@@ -100,6 +102,7 @@ def nothing() -> None:
     pass
 
 
+@pytest.mark.process
 def test_watch_of_a_sweep_that_has_ended_writes_its_last_page_after_a_moment_in_which_it_may_be_resumed(tmp_path):
     folder = sweep_folder(tmp_path / "r", Ending(COMPLETE, (0.9,)))
     with driver() as pid:
@@ -111,6 +114,7 @@ def test_watch_of_a_sweep_that_has_ended_writes_its_last_page_after_a_moment_in_
 
 
 @pytest.mark.parametrize("way", ["the sweep ends", "Ctrl-C"])
+@pytest.mark.process
 def test_watched_page_is_live_until_the_watch_ends(tmp_path, way):
     folder = sweep_folder(tmp_path / "r", Ending(RUNNING, (0.9,)), Ending(RUNNING, (0.8,)))
     page = folder / "report.html"

@@ -58,6 +58,7 @@ def installed(environment: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
 @pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.process
 def test_help_without_an_environment_is_the_scripts_head_and_installs_nothing(tmp_path, script, word):
     root = checkout(tmp_path / "a place")
     done = bash(root / "scripts" / script, word)
@@ -80,6 +81,7 @@ def test_help_where_the_package_is_installed_is_that_of_the_command(tmp_path):
     assert stamps == {path: path.read_bytes() for path in Path(sys.prefix).glob(".tactile-sweep*")}
 
 
+@pytest.mark.process
 def test_an_environment_that_had_another_checkout_is_said_and_installed_anew(tmp_path, environment):
     first, second = checkout(tmp_path / "first one"), checkout(tmp_path / "second")
     made = bash(first / "scripts" / "_env.sh", **environment)
@@ -92,6 +94,7 @@ def test_an_environment_that_had_another_checkout_is_said_and_installed_anew(tmp
     assert bash(second / "scripts" / "_env.sh", **environment).stdout == ""
 
 
+@pytest.mark.process
 def test_an_install_for_developers_does_not_outlive_that_of_another_checkout(tmp_path, environment):
     first, second = checkout(tmp_path / "first"), checkout(tmp_path / "second")
     developer = f'. "{first}/scripts/_env.sh"; prepare_env "[dev]"'
@@ -103,6 +106,7 @@ def test_an_install_for_developers_does_not_outlive_that_of_another_checkout(tmp
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "model/recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.process
 def test_a_training_script_trains_its_recipe_with_the_options_it_was_given(tmp_path, environment, recipe):
     python = Path(environment["VIRTUAL_ENV"]) / "bin" / "python"
     noting = 'printf "%s\\0" "$@" > "$(dirname "$0")/asked"; exit 7'

@@ -342,6 +342,7 @@ def test_a_second_signal_ends_the_process_at_once_and_a_forwarded_one_does_not(t
     assert (tmp_path / "printed").read_text() == "once\n"
 
 
+@pytest.mark.process
 def test_processes_that_begin_at_once_get_trials_of_their_own(tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
     results = tmp_path / "results"

@@ -257,6 +257,7 @@ def test_a_run_that_the_server_fails_is_named_not_marked_and_goes_with_the_next_
         check_rows(server, run_id, results)
 
 
+@pytest.mark.process
 def test_a_key_that_is_refused_fails_each_run_and_is_not_shown(
     record: Callable[..., None], results: Path, server: WandbDouble
 ) -> None:
@@ -595,6 +596,7 @@ def test_the_nan_of_a_divergence_goes_behind_new_rows_or_where_the_page_does_not
     assert len(list(rows_beyond(held, {"diverged": "nan"}))) == 2
 
 
+@pytest.mark.process
 def test_no_process_is_left_behind(record: Callable[..., None], results: Path, server: WandbDouble) -> None:
     record("trial", TWO_EPOCHS)
     reset_client()

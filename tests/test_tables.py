@@ -188,6 +188,7 @@ def test_the_rows_of_many_trials_are_parsed_in_one_call(tmp_path, monkeypatch):
     assert dict(batches.groupby("trial").size()) == {f"{number:04d}": 3 * UPDATES for number in range(200)}
 
 
+@pytest.mark.process
 def test_importing_the_package_costs_nothing_of_what_the_tables_need():
     probe = "import sys, sweep; print([m for m in ('pandas', 'pyarrow', 'plotly', 'torch', 'ray') if m in sys.modules])"
     root = Path(__file__).resolve().parents[1]
