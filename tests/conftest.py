@@ -42,6 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fails where pytest-xdist does not keep groups together, as with a pytest that it does not know."""
+    option = session.config.option
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if getattr(option, "loadgroup", False) and not all("@" in item.nodeid for item in grouped):
+        raise pytest.UsageError("pytest-xdist keeps no group of tests together; install the versions of pyproject.toml")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test that needs what this machine lacks is skipped, with what is lacking."""
     if (lacking := next(filter(None, map(lack_of, tools_of(item))), None)) is not None:

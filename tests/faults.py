@@ -253,8 +253,8 @@ def _number(value: float | str) -> float | str:
 def assert_no_leftovers(results: Path) -> None:
     """No lock is held, and no file of a part that was killed is there."""
     patterns = (".stop", "*.tmp", ".owner", ".hang", f"{JOURNAL}.*", ".paused")
-    assert [
-        path for pattern in patterns for path in results.rglob(pattern) if not {"ray", "damaged"} & {*path.parts}
-    ] == []
+    found = [path for pattern in patterns for path in results.rglob(pattern)]
+    left = [path for path in found if not {"ray", "damaged"} & {*path.parts}]
+    assert not left, f"left behind: {left}"
     with FileLock(results / ".driver.lock", timeout=0):
         pass

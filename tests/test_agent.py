@@ -333,7 +333,8 @@ def test_a_run_that_outlives_the_server_is_whole_on_disk_and_synced_later(place,
     with before_epochs({0: lambda: fail(place.double, behaviour)}):
         done = place.call(single.main, "tiny.yaml", "--alpha=0.3", "--base_lr=0.02", **environment)
     assert done.code == 0
-    assert [child.name() for child in psutil.Process().children(recursive=True)] == [], "W&B's service is left"
+    left = [child.name() for child in psutil.Process().children(recursive=True)]
+    assert [name for name in left if "wandb" in name] == [], "W&B's service is left"
     results = place.results(environment["WANDB_SWEEP_ID"])
     assert states(results) == ["complete"]
     mend(place.double, behaviour)

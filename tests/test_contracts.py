@@ -11,6 +11,7 @@ from model.data.base import Source
 from model.data.config import DataConfig, SyntheticConfig
 from model.data.sources import open_source
 from model.sinks import CsvSink, History, Sink, read_csv, read_json
+from sweep.blocks import WandbSettings
 from sweep.remote import Store
 from sweep.wandb_client import reset_client
 from sweep.wandb_run import RunIdentity
@@ -59,7 +60,7 @@ class TestWandbOffline(SinkContract):
         monkeypatch.setenv("HOME", str(tmp_path))
         reset_client()  # it reads its environment once
         identity = RunIdentity("trial_1", "trial 1", "sweep", "tactile", None, tmp_path)
-        yield WandbSink(identity, {"alpha": 0.3}, mode="offline", init_timeout_s=240.0)
+        yield WandbSink(identity, {"alpha": 0.3}, WandbSettings(mode="offline"))
         reset_client()
 
     @pytest.fixture

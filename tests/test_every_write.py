@@ -160,6 +160,8 @@ def assert_ends_in_words_and_is_resumed(tmp_path: Path, fault: int, wanted: Call
         words = "all that finished is kept; go on with the same command and --resume"
         if moment.write.place.name == ".driver.lock":
             code, words = "2", "Choose a folder with --results DIR"  # before anything began
+        elif moment.write.place.name.startswith(".report.html"):
+            code, words = "0", "note: no report: "  # all is done; the page can be written at any time
         if moment.code != code or words not in printed or os.strerror(fault) not in printed or "Traceback" in printed:
             wrong.append(f"{moment}\n{printed[-3000:]}")
     assert not wrong, "\n\n".join([f"{len(wrong)} moments", *wrong[:5]])
@@ -197,7 +199,7 @@ def test_a_copy_of_weights_is_adopted_whenever_the_process_was_killed_before(tmp
     moments = Moments(results, tmp_path / "kept")
     assert forked(lambda: adopt(moments.keep), tmp_path / "out.txt") == 0
     found = noted(tmp_path / "kept")
-    assert len(found) > 4
+    assert len(found) > 3
     for moment in found:
         adopt_copy(moment.results / "last.pt", config)
         adopted = load_checkpoint(moment.results / "last.pt")

@@ -14,6 +14,7 @@ from sweep.doctor.ledger import Finding, Kind
 from sweep.ownership import OWNER, local_owner
 from sweep.results import ResultsFolder
 from sweep.study import JOURNAL
+from sweep.watchdog import OPEN_STACKS
 
 TRIAL = re.compile(r"c?\d{4,}")
 RAY_DIRECTORY = re.compile(r"(c?\d{4,})(_[0-9a-f]{4})?")  # Ray's end of the name where a trial was started again
@@ -34,7 +35,7 @@ def leftovers(results: Path) -> Iterator[Finding]:
                 yield aside(results, Kind.LEFTOVER, path, "left half written by a process that died")
     for lock in leftover_locks(results / JOURNAL):
         yield Finding(Kind.LEFTOVER, lock.name, "a lock of a process that died", "removes it", subject=str(lock))
-    for mark in sorted(trials.glob(f"*/{OWNER}")):
+    for mark in sorted([*trials.glob(f"*/{OWNER}"), *trials.glob(f"*/{OPEN_STACKS}")]):
         if local_owner(mark.parent) is None and (mark.parent / "summary.json").exists():
             name = str(mark.relative_to(results))
             yield Finding(Kind.LEFTOVER, name, "the mark of a process that died", "removes it", subject=str(mark))
