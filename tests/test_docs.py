@@ -68,7 +68,6 @@ PARSED: dict[str, str] = {
     r"python -m sweep\.sync ": "needs W&B's server; tests/test_sync.py has a double of it",
     r"scripts/(agents|sync)\.sh": "needs W&B's server; tests/test_agents.py and test_sync.py have a double of it",
     r"scripts/submit\.sh": "needs a Ray cluster that takes jobs; tests/test_cluster.py starts one",
-    r"(mkdir|cp) .*systemd/user|systemctl |loginctl ": "needs a user's systemd; tests/test_agents.py reads the unit",
     r"sbatch ": "needs Slurm; tests/test_cluster_scripts.py has a double of it",
     r"kubectl ": "needs Kubernetes; tests/test_cluster_scripts.py checks the manifest",
     r"ray ": "needs a cluster of several machines",

@@ -90,7 +90,7 @@ def test_every_command_that_reads_results_takes_it(
     assert report([str(results)]) == 0
     assert rescore([str(results)]) == 0
     assert diagnose([str(results)]) in (0, 1)  # 1: it found something
-    assert tensorboard([str(results), "--out", str(tmp_path / "events")]) == 0
+    assert tensorboard([str(results), "--logdir", str(tmp_path / "events")]) == 0
     assert "Traceback" not in capsys.readouterr().err
     assert len(load_results(results).trials) == 6
     packages = json.loads((results / "provenance.json").read_text())["sessions"][0]["packages"]
