@@ -39,7 +39,8 @@ SHORT: dict[str, Any] = {
 CONFIRMED: dict[str, Any] = {**SHORT, "confirm": {"top_k": 1, "seeds": [1, 2]}}
 NO_WATCHDOG: dict[str, Any] = {"retries": {"hang_s": None}}  # its thread is not there in a fork, and is waited for
 
-pytestmark = pytest.mark.timeout(1800)  # some hundred sweeps each, on a loaded machine
+# some hundred sweeps each, in forks, on a loaded machine
+pytestmark = [pytest.mark.process, pytest.mark.timeout(3600)]
 
 
 def ran(spec: Path, results: Path, at_each: Callable[[Write], None] | None = None) -> int:
@@ -131,7 +132,6 @@ def test_a_confirmation_that_is_killed_is_resumed_to_the_undisturbed_one(tmp_pat
     assert all(table_of(moment.results, "confirm.csv") == confirmed for moment in noted(kept))
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("number", [60, 75, 90, 140, 190])
 def test_a_process_that_really_dies_leaves_each_row_to_wandb_once(tmp_path: Path, number: int) -> None:
     spec, results = write_spec(tmp_path, **SHORT | {"wandb": {"mode": "offline"}}), tmp_path / "results"

@@ -41,6 +41,8 @@ SHORT: dict[str, Any] = {
 }
 OFFLINE = {"wandb": {"mode": "offline"}}
 
+pytestmark = pytest.mark.process  # sweeps in forks
+
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
@@ -125,7 +127,6 @@ def test_a_worker_alone_that_gets_sigterm_leaves_a_checkpoint_and_its_trial_goes
 # --- wandb, a second worker --------------------------------------------------------------------------------------
 
 
-@pytest.mark.process
 def test_a_wandb_service_that_is_killed_is_replaced_and_given_the_rows(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, **SHORT | OFFLINE)
 
@@ -141,7 +142,6 @@ def test_a_wandb_service_that_is_killed_is_replaced_and_given_the_rows(tmp_path:
     assert_wandb_has_every_row_once(tmp_path / "results")
 
 
-@pytest.mark.process
 def test_a_worker_that_comes_back_late_ends_without_another_word_on_disk_or_to_wandb(tmp_path: Path) -> None:
     spec, results = write_spec(tmp_path, **SHORT | OFFLINE), tmp_path / "results"
 
@@ -205,7 +205,6 @@ def test_a_trial_that_hung_is_tried_again_and_fails_with_its_reason_once_it_hang
     assert all((results / "trials" / name / STACKS).exists() for name in ("0000", "0001"))
 
 
-@pytest.mark.process
 def test_a_trials_process_that_is_stopped_for_too_long_is_ended_from_outside_and_a_running_one_is_not(
     tmp_path: Path,
 ) -> None:
