@@ -81,6 +81,7 @@ PARSED: dict[str, str] = {
     r"pip install ": "needs a network",
     r"bash scripts/_env\.sh": "installs; tests/test_scripts.py",
     r"(cd|export|source|\.|git clone|ssh|apt-get install|sudo apt-get install) ?": "of the shell and the system",
+    r"(mkdir|cp|systemctl|loginctl) ": "of the system; tests/test_agents.py reads the unit that they take",
 }
 NO_SPEC: dict[str, str] = {}  # YAML that is neither a spec nor a config, by its place: what it is
 SAMPLE = {"alpha": {"min": 0.1, "max": 0.9}}
@@ -177,6 +178,10 @@ AS_THEY_ARE = (
     "git",
     "ssh",
     "apt-get",
+    "mkdir",
+    "cp",
+    "systemctl",
+    "loginctl",
     "sudo",
 )
 
