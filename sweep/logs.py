@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -76,6 +77,16 @@ class Logs:
                 (place / file.name).write_bytes(_end_of(file))
 
 
+class _Unfailing(FileIO):
+    """A file that loses what its disk has no room for: neither a logger nor the closing of a log may fail a sweep."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
 @contextmanager
 def kept(results: Path, verbose: bool) -> Iterator[Logs]:
     """Within, what libraries print goes to logs/driver.log; at the end Ray's own logs are copied.
@@ -99,7 +110,8 @@ def _caught(logs: Logs) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             logs.folder.mkdir(parents=True, exist_ok=True)
-            logs.caught = stack.enter_context((logs.folder / DRIVER).open("a", encoding="utf-8", errors="replace"))
+            file = BufferedWriter(_Unfailing(logs.folder / DRIVER, "a"))
+            logs.caught = stack.enter_context(TextIOWrapper(file, encoding="utf-8", errors="replace"))
             terminal = os.dup(2)
         except OSError:  # no room for a log, or no descriptor 2
             logs.caught = None

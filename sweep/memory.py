@@ -165,7 +165,11 @@ def own_memory(children: int) -> int:
     import psutil
 
     unit = 1 if sys.platform == "darwin" else 1024
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:  # what the kernel gives as ru_maxrss starts at the size of the process that started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        own = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024
+    except OSError:  # not Linux
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     largest_child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit if children else 0
     shared = getattr(psutil.Process().memory_info(), "shared", 0)
     return int(own - shared + children * max(largest_child - shared, 0))

@@ -12,7 +12,7 @@ from sweep.logs import Logs
 
 # a driver in which a C++ library, Ray's logger and the driver itself say something
 DRIVER = """
-import logging, os, sys
+import contextlib, logging, os, sys
 from pathlib import Path
 from sweep.logs import kept
 
@@ -22,7 +22,8 @@ logging.getLogger("ray.train").addHandler(logger.handlers[0])  # one handler of 
 for session in ("first", "second"):
     with kept(Path(sys.argv[1]), verbose=len(sys.argv) > 2) as logs:
         logs.follow(None)
-        os.write(2, f"NOISE of C++, {session}\\n".encode())
+        with contextlib.suppress(OSError):  # C++ does not look either
+            os.write(2, f"NOISE of C++, {session}\\n".encode())
         logger.error(f"NOISE of a logger, {session}")
         print(f"our own word, {session}", file=sys.stderr)
         logging.getLogger(f"made_in_{session}").addHandler(logging.StreamHandler())
@@ -58,6 +59,16 @@ def test_verbose_lets_all_of_it_through(tmp_path: Path) -> None:
 def test_a_folder_that_takes_no_logs_fails_nothing(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where the folder should be")
     assert drive(tmp_path).count("our own word") == 2
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file here that is always full")
+def test_a_full_disk_under_the_log_fails_nothing_and_leaves_every_logger_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/driver.log").symlink_to("/dev/full")
+    lines = drive(tmp_path).splitlines()
+    assert lines[:2] == ["our own word, first", "our own word, second"]
+    assert lines[2:] == ["a logger afterwards", "another one afterwards", "C++ afterwards"]
 
 
 def test_rays_logs_are_a_link_while_it_runs_and_copies_of_their_ends_afterwards(tmp_path: Path) -> None:

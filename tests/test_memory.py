@@ -147,6 +147,14 @@ def test_a_larger_model_is_measured_at_more_and_shared_pages_do_not_count():
 
 
 @process
+def test_a_process_is_not_charged_with_the_size_of_the_one_that_started_it():
+    ballast = b"x" * GIB
+    code = "from sweep.memory import own_memory; print(own_memory(0))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < len(ballast)
+
+
+@process
 def test_a_probe_of_a_config_that_cannot_be_trained_says_why():
     task = memory_task(tiny_spec())
     task.configs["demanding"]["data"] |= {"source": "frames", "root": "/nowhere"}
