@@ -11,6 +11,7 @@ from sweep.candidates import Candidate, Candidates
 from sweep.outcome import Outcome
 from sweep.statistics import Estimate, Verdict, mean_interval, paired_gain, verdict
 from sweep.study import Goal, Record
+from sweep.words import number
 
 SEED = "seed"  # the trainer's field that confirmation runs differ in
 
@@ -192,7 +193,7 @@ def _answer(row: Row | None, metric: str, runs_left: int) -> str:
         if runs_left:
             return "No run of the confirmation has a value yet."
         return "No config can be recommended: each has a run that diverged or failed."
-    params = ", ".join(f"{name} {_short(value)}" for name, value in row.params.items())
+    params = ", ".join(f"{name} {number(value)}" for name, value in row.params.items())
     seeds = f"{row.mean.n} seed{'s' if row.mean.n > 1 else ''}"
     interval = f"95 % {row.mean.range_text}, " if row.mean.range_text else ""
     text = f"{params}: {metric} {row.mean.text} ({interval}{seeds})"
@@ -254,7 +255,3 @@ def _notes(rows: Iterable[Row]) -> Iterable[str]:
         if row.failed:
             failed = f"{row.failed} of {len(row.runs)} runs failed"
             yield f"{row.name}: {failed}, so it is not chosen; confirm.csv has the reasons."
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -14,7 +14,7 @@ from model.errors import ConfigError
 from model.sinks import write_text
 from sweep.diagnosis import Finding
 from sweep.diagnosis_input import Run
-from sweep.diagnosis_text import shown
+from sweep.words import number
 
 
 def merged_changes(findings: Iterable[Finding]) -> tuple[dict[str, Any], list[str]]:
@@ -53,7 +53,7 @@ def apply_changes(run: Run, findings: Sequence[Finding], out: Path) -> list[str]
     changes, conflicts = merged_changes(findings)
     old = run.config.model_dump(mode="json")
     config = validated(TrainConfig, old | changes, f"--apply {out}")
-    listed = ", ".join(f"{key}: {shown(old[key])} -> {shown(new)}" for key, new in changes.items())
+    listed = ", ".join(f"{key}: {number(old[key], 'null')} -> {number(new, 'null')}" for key, new in changes.items())
     what = listed or "the config as it was; no finding carries a change"
     name = run.record.resolve().parent.name if run.record is not None else " ".join(run.name.split())
     head = f"# {name} after its diagnosis; train it with: python -m model.train THIS_FILE\n# {what}\n"

@@ -6,7 +6,6 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,7 @@ from sweep.diagnosis_input import Run
 from sweep.diagnosis_verdict import NextStep, Verdict
 from sweep.limits import Rule, Severity
 from sweep.sweep_diagnosis import FiredRule
+from sweep.words import number
 
 STYLE = {Severity.INFO: "cyan", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
 APPLY = "python -m sweep.diagnose RUN --apply next.yaml, then train next.yaml"
@@ -55,7 +55,13 @@ def print_run(run: Run, findings: Sequence[Finding], result: Verdict, console: C
         table.add_column("remedy", overflow="fold")
         for found in findings:
             severity = Text(found.severity, style=STYLE[found.severity])
-            cells = (found.rule, shown(found.value), shown(found.limit), str(found.epoch), found.remedy)
+            cells = (
+                found.rule,
+                number(found.value, "null"),
+                number(found.limit, "null"),
+                str(found.epoch),
+                found.remedy,
+            )
             table.add_row(severity, *map(Text, cells))
         console.print(table)
     else:
@@ -106,13 +112,6 @@ def _rule_table(counts: Counter[tuple[Rule, Severity]], num_runs: int) -> Table:
         if any(cells):
             table.add_row(rule, *(str(count or "-") for count in cells))
     return table
-
-
-def shown(value: Any) -> str:
-    """A value of a config or of a metric, short."""
-    if value is None:
-        return "null"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _line(console: Console, text: str, style: str | None = None) -> None:

@@ -11,8 +11,8 @@ from sweep.lines import print_pairs
 from sweep.memory import available_memory, most_demanding
 from sweep.plan import SweepPlan
 from sweep.probe import Measurement, Took
-from sweep.progress import duration
 from sweep.wandb_mode import resolve_mode
+from sweep.words import duration
 
 SUGGESTED_POINTS = 100_000  # of a metric in a run: W&B's pages stay fast (docs, "Experiments limits and performance")
 

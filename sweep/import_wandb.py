@@ -39,8 +39,7 @@ from sweep.study import Record
 from sweep.trial_table import TrialTable
 from sweep.wandb_files import PastRun, recorded_runs
 from sweep.wandb_runs import ServerSweep, SweepName
-
-MOST_NAMED = 5  # runs, keys or metrics that a note names
+from sweep.words import few
 
 
 @dataclass(frozen=True)
@@ -226,14 +225,14 @@ class _Importer:
         for why in self._reasons():
             yield f"note: left out, since {why}"
         if self._unknown:
-            yield f"note: not ours, left out: {_few(sorted(self._unknown))}"
+            yield f"note: not ours, left out: {few(sorted(self._unknown))}"
         counts = ", ".join(f"{count} {outcome.value}" for outcome, count in self._counts.most_common())
         total = len(self._trials) + sum(map(len, self._left_out.values()))
         yield f"{results}: {len(self._trials)} of {total} runs: {counts}"
         yield f"use them in another sweep by search.warm_start: [{results}]"
 
     def _reasons(self) -> list[str]:
-        return [f"{why}: {_few(runs)}" for why, runs in self._left_out.items()]
+        return [f"{why}: {few(runs)}" for why, runs in self._left_out.items()]
 
     def _write(self, trial: Trial, name: str) -> None:
         from sweep.trial import config_text  # imports torch
@@ -277,11 +276,6 @@ class _Importer:
             epochs=len(trial.history.epoch),
             reason=trial.reason,
         )
-
-
-def _few(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
-    return ", ".join(texts[:MOST_NAMED]) + more
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from sweep.words import last_word, number
+
 GAP = "  "
 SPARE_LINES = 2  # of a terminal: the last stays free for the cursor, the first for what ended last
 BAR_WIDTH = 10
@@ -134,7 +136,7 @@ class LiveView:
             of("state", 7, lambda trial: trial.state),
             of("", 6, lambda trial: _bar(trial.epochs, trial.of)),
             of("epoch", 1, lambda trial: f"{trial.epochs}/{trial.of}", right=True),
-            of(_last_word(self.metric), 2, lambda trial: _number(trial.metrics.get(self.metric)), right=True),
+            of(last_word(self.metric), 2, lambda trial: _number(trial.metrics.get(self.metric)), right=True),
         ]
         for rank, part in enumerate(PARTS, start=3):
             name = f"objective/{part}"
@@ -163,10 +165,6 @@ def _bar(done: int, of: int) -> str:
     return "━" * filled + "╌" * (BAR_WIDTH - filled)
 
 
-def _last_word(metric: str) -> str:
-    return metric.rpartition("/")[2]
-
-
 def _number(value: Any) -> str:
     if value is None:
         return "-"
@@ -174,10 +172,5 @@ def _number(value: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    text = short(value)
+    text = number(value)
     return text if cell_len(text) <= MAX_VALUE_WIDTH else set_cell_size(text, MAX_VALUE_WIDTH - 1) + "…"
-
-
-def short(value: Any) -> str:
-    """A value of a parameter, with 4 digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

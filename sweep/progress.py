@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from sweep.live_view import STYLES, LiveView, Notice, RunningTrial, short
+from sweep.live_view import STYLES, LiveView, Notice, RunningTrial
 from sweep.study import Outcome, Record
+from sweep.words import duration, number
 
 QUIET_AT_MOST_S = 30.0  # without a terminal: say something at least so often
 MOST_WARNINGS = 10  # without a terminal: findings that are warnings get a line, so many; critical ones always do
@@ -167,7 +168,7 @@ class Progress:
     # --- text ---
 
     def _trial_line(self, record: Record, trial: str) -> str:
-        values = "  ".join(f"{name} {short(value)}" for name, value in record.values.items())
+        values = "  ".join(f"{name} {number(value)}" for name, value in record.values.items())
         ended = {
             Outcome.COMPLETE: f"{record.epochs} epochs",
             Outcome.PRUNED: f"stopped early, {record.epochs} epoch{'s' if record.epochs > 1 else ''}",
@@ -228,12 +229,3 @@ class Progress:
         self._last_line = time.monotonic()
         # a terminal breaks long lines between words; a file keeps them whole, for whoever searches it
         self._console.print(Text(text, style=style or ""), soft_wrap=not self._console.is_terminal)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 1 h 05 min, 2 min 03 s, 40 s."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

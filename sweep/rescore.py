@@ -15,7 +15,6 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +29,7 @@ from sweep.outcome import Outcome
 from sweep.rescoring import PARTS, Rescored, Rescoring, rescore
 from sweep.scored import Ledger, check_results, read_trial
 from sweep.spec import SweepSpec, load_spec
+from sweep.words import last_word, number
 
 MOST_ROWS = 50  # of the table in the terminal; --out has all
 OF_METRIC = ("metric.name", "metric.goal")
@@ -144,25 +144,25 @@ def _trial_table(outcome: Rescoring) -> Table:
     for name in ("trial", "state", "preset"):
         table.add_column(name, overflow="fold")
     searched = list(outcome.now.space.parameters)
-    values = [f"{when} {_short(metric.name)}" for when, metric in _columns(outcome)]
+    values = [f"{when} {last_word(metric.name)}" for when, metric in _columns(outcome)]
     parts = [part for part in PARTS if any(part in trial.parts for trial in outcome.trials)]
-    for name in (*searched, *values, *map(_short, parts)):
+    for name in (*searched, *values, *map(last_word, parts)):
         table.add_column(name, justify="right", overflow="fold")
     for trial in outcome.trials[:MOST_ROWS]:
         ranks = [_rank(rank, several) for rank in (trial.new_rank, trial.old_rank)]
         head = [*ranks, trial.trial, STATE.get(trial.outcome, trial.outcome.value), trial.preset or ""]
         numbers = [*map(trial.values.get, searched), *_values(outcome, trial), *map(trial.parts.get, parts)]
-        table.add_row(*map(Text, (*head, *map(_shown, numbers))), style=None if trial.new_rank else "dim")
+        table.add_row(*map(Text, (*head, *map(number, numbers))), style=None if trial.new_rank else "dim")
     return table
 
 
 def _confirmed_table(outcome: Rescoring) -> Table:
     title = "\nconfirmed configs: means over their seeds"
     table = Table("config", title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("runs", *(f"{when} {_short(metric.name)}" for when, metric in _columns(outcome))):
+    for name in ("runs", *(f"{when} {last_word(metric.name)}" for when, metric in _columns(outcome))):
         table.add_column(name, justify="right")
     for row in outcome.confirmed:
-        table.add_row(*map(Text, (row.candidate, str(row.runs), _shown(row.old), _shown(row.new))))
+        table.add_row(*map(Text, (row.candidate, str(row.runs), number(row.old), number(row.new))))
     return table
 
 
@@ -192,7 +192,7 @@ def best_text(outcome: Rescoring, results: Path, overrides: Sequence[str]) -> st
     winner = outcome.best[0]
     value = winner.new[0] if winner.new else None
     under = f" under {', '.join(overrides)}" if overrides else ""
-    about = f"best of sweep {outcome.now.name}{under} (trial {winner.trial}, {outcome.now.metric.name} {_shown(value)})"
+    about = f"best of sweep {outcome.now.name}{under} (trial {winner.trial}, {outcome.now.metric.name} {number(value)})"
     return config_text(read_trial(results / "trials" / winner.trial, Ledger()).config, about)
 
 
@@ -211,16 +211,6 @@ def _rank(rank: int | None, several: bool) -> str:
     if rank is None:
         return "-"
     return "front" if several else str(rank)
-
-
-def _short(metric: str) -> str:
-    return metric.rpartition("/")[2]
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _check_outside(file: Path | None, results: Path) -> None:

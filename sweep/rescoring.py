@@ -20,10 +20,10 @@ from sweep.pareto import pareto_front
 from sweep.scored import Ledger, PastTrial, past_trials, read_ledgers, read_trial
 from sweep.spec import SweepSpec
 from sweep.table_rows import read_table
+from sweep.words import few
 
 FEWEST_TO_CORRELATE = 3  # two trials agree or they do not: that is no correlation
 PARTS = tuple(name for name in OBJECTIVE_NAMES if name != "objective/value")
-MOST_NAMED = 5  # trials that a note names
 
 Metrics = tuple[float, ...]
 
@@ -166,21 +166,17 @@ def _notes(trials: Sequence[Rescored], ledgers: dict[str, Ledger]) -> Iterator[s
         (Outcome.FAILED, "failed", ""),
     ):
         if some := [trial.trial for trial in trials if trial.outcome is outcome]:
-            yield f"{what}, so without a rank: {_named(some)}{why}."
+            yield f"{what}, so without a rank: {few(some)}{why}."
     if lost := sorted(ledgers.keys() - {trial.trial for trial in trials}):
-        yield f"in trials.csv, but without files, so left out: {_named(lost)}."
+        yield f"in trials.csv, but without files, so left out: {few(lost)}."
     for trial in trials:
         if trial.surprise:
             yield f"{trial.surprise}: trial {trial.trial} diverged, though trials.csv does not say so; it has no rank."
     if strange := [trial.trial for trial in trials if not trial.reproduced]:
         yield (
-            f"reported other values than their rows give under the sweep's objective: {_named(strange)}. Their rows "
+            f"reported other values than their rows give under the sweep's objective: {few(strange)}. Their rows "
             "were changed, or another version of this program wrote them."
         )
-
-
-def _named(trials: Sequence[str]) -> str:
-    return ", ".join(trials[:MOST_NAMED]) + (", ..." if len(trials) > MOST_NAMED else "")
 
 
 def _confirmed(results: Path, then: SweepSpec, now: SweepSpec) -> list[Confirmed]:

@@ -20,6 +20,7 @@ from sweep.spec import SweepSpec
 from sweep.statistics import Estimate, smallest_shown
 from sweep.study import Outcome, Record
 from sweep.wandb_mode import resolve_mode
+from sweep.words import number
 
 SAMPLER_NAMES = {
     "auto": "Optuna (a Gaussian process, later TPE)",
@@ -140,8 +141,8 @@ def print_front(spec: SweepSpec, folder: ResultsFolder, front: Sequence[Record],
     for name in ("trial", *spec.space.parameters, *(metric.name for metric in spec.metrics), "preset"):
         table.add_column(name, justify="left" if name in ("trial", "preset") else "right")
     for record in front:
-        values = [_shown(record.values.get(name)) for name in spec.space.parameters]
-        table.add_row(record.trial, *values, *map(_shown, record.objectives), record.preset or "")
+        values = [number(record.values.get(name)) for name in spec.space.parameters]
+        table.add_row(record.trial, *values, *map(number, record.objectives), record.preset or "")
     console.print()
     console.print(table)
     console.print("One seed each: trials that lie close together may change places with another seed.")
@@ -210,12 +211,12 @@ def _print_winner(
         table.add_column(f"equal weights (trial {equal.trial})", justify="right")
         columns.append(equal)
     for name in winner.values:
-        table.add_row(name, *(_shown(record.values.get(name)) for record in columns))
+        table.add_row(name, *(number(record.values.get(name)) for record in columns))
     rows = [_last_row(folder, record) for record in columns]
     names = dict.fromkeys([metric, *(n for n in rows[0] if n.startswith("objective/")), "eval/reference_loss"])
     names |= dict.fromkeys(["eval/static_skill", "eval/pred_skill", "epoch/actual_static_contribution"])
     for name in names:
-        table.add_row(name, *(_shown(row.get(name)) for row in rows))
+        table.add_row(name, *(number(row.get(name)) for row in rows))
     console.print(table)
     if compare and equal is not None and equal.value and winner.value is not None:
         gain = (equal.value - winner.value) * spec.metric.sign
@@ -234,9 +235,3 @@ def _print_winner(
 def _last_row(folder: ResultsFolder, record: Record) -> dict[str, float]:
     rows = read_csv(folder.trial_folder(record.trial) / "epoch.csv")
     return rows[-1] if rows else {}
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)

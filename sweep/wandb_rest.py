@@ -8,7 +8,6 @@ file on disk then lacks rows, too. Where the results folder has no such trial, t
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -26,6 +25,7 @@ from model.sinks import History, read_csv
 from sweep.blocks import WandbSettings
 from sweep.outcome import Outcome
 from sweep.results import RUNS
+from sweep.table_rows import read_table
 from sweep.wandb_client import GRACE_S, bounded, reset_client, without_inherited_identity
 from sweep.wandb_files import RunFile, read_head, whole_records
 
@@ -111,7 +111,7 @@ def rest_of_trial(results: Path, run_id: str) -> Rest | None:
         return Rest(rows, summary, EXIT_CODES[state])
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"the files of its trial in {results} are damaged ({type(error).__name__}: {error})") from None
 
 
@@ -129,10 +129,8 @@ def _trial_of(results: Path, run_id: str) -> str | None:
 
 def _state_of(results: Path, trial: str) -> tuple[Outcome | None, str]:
     for name in ("trials.csv", "confirm.csv"):
-        with suppress(FileNotFoundError), (results / name).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["trial"] == trial:
-                    return Outcome(row["state"]), row["reason"] or "it diverged"
+        if row := read_table(results / name).get(trial):
+            return Outcome(row["state"]), row["reason"] or "it diverged"
     return None, ""
 
 

@@ -22,10 +22,10 @@ from sweep.outcome import Outcome
 from sweep.pareto import pareto_front
 from sweep.scored import PastTrial, check_results, past_trials, picked
 from sweep.spec import SweepSpec, load_spec
+from sweep.words import few
 
 USES_PRIOR = ("auto", "tpe", "gp")  # samplers that model trials which others suggested
 TRIED_FIRST = 3  # configs of each earlier sweep, where its trials cannot be prior
-MOST_NAMED = 5  # fields or trials that a note names
 
 Values = dict[str, Any]
 
@@ -208,7 +208,7 @@ class _Earlier:
         count = len(self.trials) + sum(map(len, self._left_out.values()))
         head = f"warm start from {self.path}"
         if self._mapping.differing:
-            yield f"{head}: trained otherwise ({_few(self._mapping.differing, '; ')}), so its values do not compare"
+            yield f"{head}: trained otherwise ({few(self._mapping.differing, '; ')}), so its values do not compare"
         elif not self.is_prior:
             sampler = self._spec.search.sampler
             who = f"search.sampler {sampler}" if sampler else "method grid"
@@ -221,8 +221,4 @@ class _Earlier:
         for name in () if self._mapping.differing else self._mapping.fixed_now:
             yield f"{head}: it searched {name}, which is fixed now; only trials with the present value count"
         for why, trials in self._left_out.items():
-            yield f"{head}: left out, since {why}: {len(trials)} ({_few(trials, ', ')})"
-
-
-def _few(texts: Sequence[str], between: str) -> str:
-    return between.join(texts[:MOST_NAMED]) + (f"{between}..." if len(texts) > MOST_NAMED else "")
+            yield f"{head}: left out, since {why}: {len(trials)} ({few(trials)})"

@@ -36,6 +36,7 @@ SHORT: dict[str, Any] = {
     "wandb": {"mode": "disabled"},
     "trainer": {**TINY_TRAINER, "epochs": 2, "batch_size": 25},
 }
+ONE_TRIAL: dict[str, Any] = {**SHORT, "run_cap": 1}
 CONFIRMED: dict[str, Any] = {**SHORT, "confirm": {"top_k": 1, "seeds": [1, 2]}}
 NO_WATCHDOG: dict[str, Any] = {"retries": {"hang_s": None}}  # its thread is not there in a fork, and is waited for
 
@@ -150,7 +151,7 @@ def test_a_process_that_really_dies_leaves_each_row_to_wandb_once(tmp_path: Path
 
 
 def assert_ends_in_words_and_is_resumed(tmp_path: Path, fault: int, wanted: Callable[[int], bool]) -> None:
-    spec = write_spec(tmp_path, **SHORT, **NO_WATCHDOG)
+    spec = write_spec(tmp_path, **ONE_TRIAL, **NO_WATCHDOG)
     expected = undisturbed(spec)
     moments = Moments(tmp_path / "results", tmp_path / "kept", wanted)
     assert watched(spec, partial(moments.fail, fault)) == 0

@@ -28,7 +28,7 @@ from sweep.report import figures as assembled
 from sweep.report.as_study import MAX_STUDIED, TRIAL, as_study
 from sweep.report.axes import axis_of
 from sweep.report.base import MAX_TRIALS, SCALE, Figure, thin
-from sweep.report.cost import cost_of, duration, wall_seconds
+from sweep.report.cost import cost_of, wall_seconds
 from sweep.report.cost_figures import cost_figure
 from sweep.report.curve_figures import MAX_OTHERS, OTHER_POINTS, core_triangle, reference_loss
 from sweep.report.data import SweepResults, TrialResult, read_results
@@ -487,13 +487,6 @@ def test_cost_takes_the_clock_from_the_study_of_the_sweep(tmp_path):
 def test_cost_without_any_time_says_so(tmp_path):
     figure = cost_figure(sweep(of(0, {"alpha": 0.5}, 1.0), folder=tmp_path))
     assert (figure.html, figure.text) == ("", "No trial tells how long it took.")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.5, "0.5 s"), (90, "90 s"), (130, "2.17 min"), (9000, "2.5 h"), (86400 * 3, "3 days")]
-)
-def test_durations_are_in_a_unit_that_one_can_grasp(seconds, text):
-    assert duration(seconds) == text
 
 
 # --- all together ---

@@ -16,7 +16,6 @@ from sweep.doctor.journal import Journal, read_journal
 from sweep.doctor.ledger import Finding, Kind, RunBook, TrialBooks, compare, expected_rows, notes
 from sweep.doctor.leftovers import is_own, leftovers, orphans, own_files, read_uid
 from sweep.doctor.rebuild import Evidence
-from sweep.doctor.rows import few
 from sweep.doctor.study_books import Study, studies_of, study_findings
 from sweep.doctor.wandb_books import recorded_rows, run_books, run_parts
 from sweep.outcome import Outcome
@@ -25,6 +24,7 @@ from sweep.spec import SweepSpec
 from sweep.study import JOURNAL, Record
 from sweep.trial_table import TrialTable
 from sweep.wandb_mode import resolve_mode
+from sweep.words import few
 
 
 class Examination:

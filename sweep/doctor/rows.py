@@ -9,10 +9,10 @@ from typing import Any
 
 from model.metrics import BATCH_NAMES, BATCH_STEP, EPOCH_COLUMNS, EPOCH_STEP
 from model.sinks import parse_row
+from sweep.words import few
 
 FILES = {"batch.csv": (BATCH_NAMES, BATCH_STEP), "epoch.csv": (EPOCH_COLUMNS, EPOCH_STEP)}  # columns, and what counts
 WHOLE_NUMBERS = ("batch/epoch", "batch/iteration", "batch/mode", "epoch")
-MOST_NAMED = 5
 MOST_MISSING = 1_000_000  # rows in one gap; a larger one is a damaged number
 
 
@@ -111,11 +111,6 @@ def read_rows(name: str, data: bytes | None, thorough: bool = True) -> Rows:
     if any(one > other for one, other in pairwise(order)):
         faults.append("its rows are in a wrong order")
     return Rows(name, True, columns, sound, tuple(faults))
-
-
-def few(numbers: Sequence[object]) -> str:
-    """Some of the numbers, as text."""
-    return ", ".join(map(str, numbers[:MOST_NAMED])) + (", ..." if len(numbers) > MOST_NAMED else "")
 
 
 def ranges(places: Iterable[int]) -> str:

@@ -6,7 +6,6 @@ cost.total.seconds, cost.saved_s, cost.sentences()
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from contextlib import suppress
@@ -19,6 +18,8 @@ from sweep.report.data import SweepResults, TrialResult
 from sweep.resources import Resources
 from sweep.results import ResultsFolder
 from sweep.study import JOURNAL, SEARCH_SECONDS
+from sweep.table_rows import sound_table
+from sweep.words import duration
 
 GROUPS = {  # of the search's trials, as the page calls them
     Outcome.COMPLETE: "trained to the end",
@@ -114,14 +115,6 @@ def cost_of(results: SweepResults) -> Cost:
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds for readers: 48 s, 3.1 min, 12.5 h, 4.2 days."""
-    for unit, size in (("days", 48 * 3600.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size or (unit == "days" and seconds >= size):
-            return f"{seconds / (24 * 3600 if unit == 'days' else size):.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
 def wall_seconds(journal: Path) -> float | None:
     """Seconds that drivers noted in the journal of a study, search and confirmation added up; None without any."""
     spent: dict[Any, float] = {}
@@ -144,10 +137,9 @@ def _group(name: str, seconds: list[float]) -> Group:
 def _confirmation_seconds(path: Path) -> dict[str, float]:
     """Seconds of each run of confirm.csv; 0 where it does not tell."""
     found: dict[str, float] = {}
-    with suppress(OSError, csv.Error), path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            cells = (row.get("seconds"), row.get("summary/total_time_seconds"))
-            found[str(row.get("trial"))] = next((s for cell in cells if (s := _seconds(cell)) > 0), 0.0)
+    for row in sound_table(path)[0]:
+        cells = (row.cells.get("seconds"), row.cells.get("summary/total_time_seconds"))
+        found[str(row.cells.get("trial"))] = next((s for cell in cells if (s := _seconds(cell)) > 0), 0.0)
     return found
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from sweep.report.base import BLUE, GREEN, GREY, ORANGE, RED, Figure, finished
-from sweep.report.cost import CONFIRMATION, GROUPS, cost_of, duration
+from sweep.report.cost import CONFIRMATION, GROUPS, cost_of
 from sweep.report.data import SweepResults
 from sweep.study import Outcome
+from sweep.words import duration
 
 COLOURS = {
     GROUPS[Outcome.COMPLETE]: BLUE,

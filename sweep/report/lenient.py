@@ -21,6 +21,7 @@ from sweep.blocks import MetricSettings
 from sweep.spec import SweepSpec, load_spec
 from sweep.study import Outcome
 from sweep.table_rows import sound_table
+from sweep.words import few
 
 TRIES = 100  # faults of a spec that are cut out before the rest of it is given up
 DROPPED_FIRST = ("early_terminate", "search", "confirm", "resources", "retries", "wandb", "trainer", "objective")
@@ -152,9 +153,9 @@ def read_trials(path: Path, notes: list[str]) -> Table:
             row["state"] = Outcome.RUNNING.value
         rows[trial] = row
     if lost:
-        notes.append(f"{path}: row {_few(lost)} names no trial and is left out; --resume writes the file anew")
+        notes.append(f"{path}: row {few(lost)} names no trial and is left out; --resume writes the file anew")
     if stateless:
-        notes.append(f"{path}: trial {_few(stateless)} has no state that is known here; shown as not ended")
+        notes.append(f"{path}: trial {few(stateless)} has no state that is known here; shown as not ended")
     return rows
 
 
@@ -167,7 +168,3 @@ def parse_cell(column: str, cell: str) -> Any:
             except ValueError:
                 continue
     return cell
-
-
-def _few(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -30,6 +30,7 @@ from sweep.report.base import (
 )
 from sweep.report.data import SweepResults, TrialResult
 from sweep.study import Record
+from sweep.words import last_word
 
 PARTS = ("objective/loss", "objective/imbalance", "objective/instability")
 
@@ -133,10 +134,15 @@ def _parts(
             "colorscale": COLOURS,
             "size": 9,
             "showscale": True,
-            "colorbar": {"title": {"text": _short(colour)}, "thickness": 12, "outlinewidth": 0, "tickformat": ".2~g"},
+            "colorbar": {
+                "title": {"text": last_word(colour)},
+                "thickness": 12,
+                "outlinewidth": 0,
+                "tickformat": ".2~g",
+            },
         },
         hovertext=[
-            "<br>".join([hover(trial), *(f"{_short(part)} {number(trial.metrics[part])}" for part in PARTS)])
+            "<br>".join([hover(trial), *(f"{last_word(part)} {number(trial.metrics[part])}" for part in PARTS)])
             for trial in trials
         ],
         hoverinfo="text",
@@ -165,15 +171,11 @@ def _parts(
         )
     settings = results.spec.objective
     text = (
-        f"Lower is better in all three; the colour is the {_short(colour)}. No trial beats a ringed one in all three: "
-        f"{len(on_front)} of {there}. The objective weighs imbalance {settings.contribution_weight:g} and instability "
-        f"{settings.ratio_weight:g} against a loss of 1.{thinned_out(len(trials), there)}"
+        f"Lower is better in all three; the colour is the {last_word(colour)}. No trial beats a ringed one in all "
+        f"three: {len(on_front)} of {there}. The objective weighs imbalance {settings.contribution_weight:g} and "
+        f"instability {settings.ratio_weight:g} against a loss of 1.{thinned_out(len(trials), there)}"
     )
-    return finished(f"{_short(up).capitalize()} against {_short(across)}", text, figure, across, up)
-
-
-def _short(metric: str) -> str:
-    return metric.partition("/")[2]
+    return finished(f"{last_word(up).capitalize()} against {last_word(across)}", text, figure, across, up)
 
 
 def confirmation_figure(conclusion: Conclusion) -> Figure:
