@@ -1,7 +1,7 @@
 """How a sweep ends before its trials do: a signal asks for it, the disk is full, or Ray itself has died.
 
 In each case the trials are asked to leave a checkpoint. Who does not in ASKED_S is ended, and where Ray no longer
-answers, this process ends itself, so that nobody waits for longer than LAST_S.
+answers, this process ends itself: IDLE_S after the last trial has ended, and nobody waits for longer than LAST_S.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import psutil
 from sweep.faults import storage_trouble
 
 ASKED_S, LAST_S = 20.0, 27.0  # Slurm and Kubernetes kill what has not ended in 30 s
+IDLE_S = 10.0  # for Ray to let go of trials that have ended; it does so within a second, or not for a minute
 LOOK_EVERY_S, LIST_EVERY_S = 0.5, 5.0
 HEAD_SILENT_S, HEAD_GONE_S = 15.0, 50.0  # after 60 s Ray ends a driver without a word that helps
 CONNECT_S = 3.0
@@ -98,6 +99,7 @@ class Halt:
         self._last_signal = (0, 0.0)
         self._ray: dict[str, psutil.Process] = {}
         self._nobody_left_at: float | None = None  # Ray has died, and no trial trains any more
+        self._idle_at: float | None = None  # an end was asked for, and no trial trains any more
         self._children: list[psutil.Process] = []
         self._head: str | None = None
         self._head_seen, self._head_missed = 0.0, False
@@ -209,8 +211,14 @@ class Halt:
             # not when they are needed: the children of a process that has died are nobody's
             self._children = self._machine.below()
             self._look_at_head()
+        # of a cluster that was joined, the trials are nobody's children here
+        if self._since is None or not self._ray or any(map(_is_trial, self._children)):
+            self._idle_at = None
+        elif self._idle_at is None:
+            self._idle_at = now
         stuck = self._nobody_left_at is not None and now - self._nobody_left_at > LAST_S - ASKED_S
-        if stuck or self._waited() > LAST_S:
+        idle = self._idle_at is not None and now - self._idle_at > IDLE_S
+        if stuck or idle or self._waited() > LAST_S:
             self._end_hard()
 
     def _look_at_head(self) -> None:
@@ -232,15 +240,11 @@ class Halt:
 
     def _trials_after_rays_death(self) -> bool:
         """End what is of no use without Ray; whether there are trials, which still write their checkpoints."""
-        trials = []
         for child in self._children:
-            name = _name(child)
-            if name.startswith(NO_TRIAL):
+            if _name(child).startswith(NO_TRIAL):
                 with suppress(psutil.Error):  # else they tell the user 30 lines of Ray's own log
                     child.kill()
-            elif name.startswith(WORKER) and _alive(child):
-                trials.append(child)
-        return bool(trials)
+        return any(map(_is_trial, self._children))
 
     def _end_hard(self) -> NoReturn:
         for child in self._children:
@@ -254,6 +258,11 @@ class Halt:
         with suppress(OSError):
             print(f"{show_cursor}{text}", file=sys.stderr, flush=True)
         self._machine.end(MACHINE_FAILED if self.trouble else STOPPED)
+
+
+def _is_trial(process: psutil.Process) -> bool:
+    name = _name(process)
+    return name.startswith(WORKER) and not name.startswith(NO_TRIAL) and _alive(process)
 
 
 def _name(process: psutil.Process) -> str:

@@ -148,14 +148,6 @@ def driver(
         started.close()
 
 
-def finish(spec: Path, results: Path, *options: str, env: dict[str, str] | None = None) -> str:
-    """Run or resume a sweep to its end; returns what it printed."""
-    again = ("--resume",) if (results / "spec.yaml").exists() else ()
-    with driver(spec, results, *again, *options, env=env) as started:
-        assert started.ended(SWEEP_S) == 0, started.printed
-        return started.printed
-
-
 def _command(process: psutil.Process) -> str:
     try:
         return str((process.cmdline() or [""])[0])

@@ -9,9 +9,11 @@ import json
 import math
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from wandb.util import get_core_path
 
 FLUSH_LIMIT_S = 10.0  # a run's end returns a moment before the service process has written the file to its end
@@ -31,13 +33,24 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def records_of(file: Path) -> list[dict[str, Any]]:
-    """All records of one `.wandb` file, once it has its last one."""
+    """All records of one `.wandb` file, once it has its last one; of a run that was killed, those that there are."""
     give_up = time.monotonic() + FLUSH_LIMIT_S
     while True:
+        may_grow = _is_written(file) and time.monotonic() < give_up
         records = [json.loads(line) for line in _inspect(file).splitlines() if line]
-        if any(record["type"] == "exit" for record in records) or time.monotonic() > give_up:
+        if not may_grow or any(record["type"] == "exit" for record in records):
             return records
         time.sleep(0.02)
+
+
+def _is_written(file: Path) -> bool:
+    """Whether a service process of W&B has the file open."""
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] == "wandb-core":
+            with suppress(psutil.Error):
+                if any(Path(there.path) == file.resolve() for there in process.open_files()):
+                    return True
+    return False
 
 
 def read_history(folder: Path, pictures: bool = False) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from sweep.halt import (
     ASKED_S,
     HEAD_GONE_S,
     HEAD_SILENT_S,
+    IDLE_S,
     LAST_S,
     LIST_EVERY_S,
     SAME_REQUEST_S,
@@ -164,6 +165,27 @@ def test_trials_have_their_time_and_are_ended_when_it_is_over(sweep: Sweep) -> N
         sweep.after(0.5)
         with pytest.raises(Overdue):
             sweep.halt.check()
+
+
+def test_a_driver_that_ray_does_not_let_go_after_the_last_trial_ends_itself(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sweep.running():
+        signal.raise_signal(signal.SIGTERM)
+        sweep.after(5)
+        sweep.worker.kill()  # it has left its checkpoint
+        sweep.after(IDLE_S - 1)
+        with pytest.raises(Ended, match="130"):
+            sweep.after(2)
+    assert "stopped; all that finished is kept" in capsys.readouterr().err
+
+
+def test_of_a_cluster_that_was_joined_the_trials_are_not_seen_and_have_their_time(sweep: Sweep) -> None:
+    sweep.processes.clear()
+    with sweep.running(HEAD):
+        signal.raise_signal(signal.SIGTERM)
+        sweep.after(ASKED_S - 1)
+        sweep.halt.check()
 
 
 def test_a_sweep_that_nobody_asked_to_end_goes_on_for_ever(sweep: Sweep) -> None:
