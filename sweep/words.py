@@ -22,7 +22,7 @@ def few(items: Sequence[object], between: str = ", ") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 0.4 s, 40 s, 2 min 03 s, 1 h 05 min, 4.2 days."""
+    """Seconds in words: 0.4 s, 40 s, 2 min 03 s, 12 min, 1 h 05 min, 4.2 days."""
     if seconds < 1:
         return f"{seconds:.1g} s"
     if seconds >= 2 * DAY_S:
@@ -31,6 +31,8 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02} min"
+    if minutes >= 10:
+        return f"{minutes} min"
     return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 

@@ -14,6 +14,7 @@ from sweep.words import duration, few, last_word, number
         (0, "0 s"),
         (40.4, "40 s"),
         (123, "2 min 03 s"),
+        (750, "12 min"),
         (3900, "1 h 05 min"),
         (47 * 3600, "47 h 00 min"),
         (100 * 3600, "4.17 days"),
