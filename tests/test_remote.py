@@ -225,6 +225,7 @@ def test_a_store_that_is_gone_for_a_while_stops_no_trial_and_gets_all_of_it_by_r
         assert "--resume sends them" in printed, printed
         relay.open = True
         assert len([name for name in Store(url).sizes("trials") if name.endswith("summary.json")]) < 3
+        Store(url).remove([LOCK])  # its process lives on, in which this test is; of one that has ended nobody waits
         assert run_inline_at(spec, url, "--resume") == 0
     store = Store(url)  # not through the relay
     assert rows_at(store) == expected
