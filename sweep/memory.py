@@ -168,7 +168,7 @@ def own_memory(children: int) -> int:
     try:  # what the kernel gives as ru_maxrss starts at the size of the process that started this one
         status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         own = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024
-    except OSError:  # not Linux
+    except (OSError, StopIteration):  # not Linux, or a sandbox that does not tell
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     largest_child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit if children else 0
     shared = getattr(psutil.Process().memory_info(), "shared", 0)
